@@ -1,0 +1,76 @@
+"""What every test shares: eight virtual CPU devices, and where the goldens lie.
+
+The device count is read once, when JAX starts, so it is set here before anything
+imports JAX. Child processes inherit it.
+"""
+
+import hashlib
+import importlib.util
+import os
+import platform
+import sys
+from pathlib import Path
+
+import pytest
+
+NUM_DEVICES = 8
+
+if "jax" in sys.modules:
+    raise RuntimeError(
+        "jax was imported before tests/conftest.py, so the virtual devices cannot be "
+        "set; remove the plugin or option that imports it."
+    )
+os.environ["JAX_PLATFORMS"] = "cpu"
+# No test needs the network, and one that tries must fail everywhere alike.
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["XLA_FLAGS"] = (
+    os.environ.get("XLA_FLAGS", "")
+    + f" --xla_force_host_platform_device_count={NUM_DEVICES}"
+).strip()
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Keep compiled programs in pytest's cache, so that a second run is faster."""
+    # `-p no:cacheprovider` leaves no cache; then nothing is kept.
+    cache = getattr(config, "cache", None)
+    if cache is None:
+        return
+    import jax  # only now, with the devices set
+
+    # JAX writes entries without a lock: one folder per worker, and none for child
+    # processes, which some tests kill.
+    worker = os.environ.get("PYTEST_XDIST_WORKER", "main")
+    folder = cache.mkdir(f"jax-{_processor()}-{worker}")
+    jax.config.update("jax_compilation_cache_dir", str(folder))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Skip parity tests, and say why, where torch is not installed."""
+    if importlib.util.find_spec("torch") is not None:
+        return
+    for item in items:
+        if item.get_closest_marker("parity"):
+            item.add_marker(pytest.mark.skip("needs torch: pip install -e '.[parity]'"))
+
+
+@pytest.fixture(scope="session")
+def golden_dir() -> Path:
+    """Folder of the small golden files that travel with the tests."""
+    return Path(__file__).parent / "golden"
+
+
+@pytest.fixture(scope="session")
+def repo_dir() -> Path:
+    """Root of the repository."""
+    return Path(__file__).parents[1]
+
+
+def _processor() -> str:
+    # Compiled CPU programs hold instructions of the processor they were made on, so
+    # another processor gets another folder.
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
+    flags = {line for line in lines if line.startswith(("flags", "model name"))}
+    text = "\n".join([platform.machine(), platform.processor(), *sorted(flags)])
+    return hashlib.sha256(text.encode()).hexdigest()[:12]

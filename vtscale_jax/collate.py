@@ -1,0 +1,300 @@
+"""Encoded samples to one `Batch` of static shapes taken from a small set of buckets.
+
+Every axis whose length depends on the data has a few allowed sizes in `BatchSpec`, and
+a batch takes the smallest that holds it. So a run compiles at most
+`BatchSpec.num_shapes(stage)` programs, and nothing is ever cut to fit: a sample that is
+too long for the largest size is an error.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Float
+
+from vtscale_jax.tokens import fusion_slots, llm_slots, loss_targets
+from vtscale_jax.types import (
+    AnswerInput,
+    Batch,
+    FusionInput,
+    Kind,
+    LLMInput,
+    TokenSequence,
+)
+
+# Axes of a batch: config field -> letter of `types`. Axes packed over the whole batch
+# are as long as the sum over samples, the others as long as the longest sample.
+PACKED_AXES = {"crops": "C", "answers": "R"}
+ROW_AXES = {
+    "fusion_length": "F",
+    "query_slots": "K",
+    "llm_length": "S",
+    "loss_positions": "A",
+    "answer_length": "L",
+}
+_SHARED = ("crops", "fusion_length", "query_slots")
+STAGE_AXES: dict[str, tuple[str, ...]] = {
+    "align": (*_SHARED, "answers", "answer_length"),
+    "finetune": (*_SHARED, "llm_length", "loss_positions"),
+    "adapt": (*_SHARED, "llm_length", "loss_positions"),
+}
+
+
+class Encoded(NamedTuple):
+    """One sample, ready to be batched.
+
+    `crops` are its views, the global one first, and empty (`V == 0`) for a sample
+    without image. `fusion` does not include the vision tokens. `llm` is there in
+    finetune and adapt, `answers` in align.
+    """
+
+    id: str
+    crops: Float[np.ndarray, "V height width 3"]
+    fusion: TokenSequence
+    llm: TokenSequence | None = None
+    answers: tuple[TokenSequence, ...] | None = None
+
+
+@dataclass(frozen=True)
+class BatchSpec:
+    """Sizes of a batch: `batch_size` rows over all hosts, `tokens_per_crop` vision
+    tokens of a view, and for each other axis its allowed sizes.
+
+    `crops` and `answers` count those of one host's rows together; the others are the
+    length of a row. Axes that the stage does not use may stay empty.
+    """
+
+    batch_size: int
+    tokens_per_crop: int
+    crops: tuple[int, ...]
+    fusion_length: tuple[int, ...]
+    query_slots: tuple[int, ...]
+    llm_length: tuple[int, ...] = ()
+    loss_positions: tuple[int, ...] = ()
+    answers: tuple[int, ...] = ()
+    answer_length: tuple[int, ...] = ()
+
+    def __post_init__(self) -> None:
+        for field in fields(self):
+            value = getattr(self, field.name)
+            sizes = value if isinstance(value, tuple) else (value,)
+            if any(size < 1 for size in sizes) or list(sizes) != sorted(set(sizes)):
+                raise ValueError(
+                    f"batch.{field.name} is {value}, expected positive sizes in rising "
+                    "order without repetition."
+                )
+
+    def num_shapes(self, stage: str) -> int:
+        """How many different shapes batches of `stage` can have."""
+        return math.prod(len(getattr(self, axis)) for axis in STAGE_AXES[stage])
+
+    def describe(self, stage: str) -> str:
+        """The allowed sizes and the number of shapes, in a line for the log."""
+        letters = PACKED_AXES | ROW_AXES
+        sizes = [
+            f"{letters[axis]} {'|'.join(map(str, getattr(self, axis)))}"
+            for axis in STAGE_AXES[stage]
+        ]
+        return (
+            f"B {self.batch_size}, T {self.tokens_per_crop}, {', '.join(sizes)}: "
+            f"at most {self.num_shapes(stage)} shapes"
+        )
+
+    def largest(self) -> "BatchSpec":
+        """The same with only the largest size of each axis: one shape."""
+        axes = PACKED_AXES | ROW_AXES
+        return replace(self, **{axis: getattr(self, axis)[-1:] for axis in axes})
+
+
+def collate(
+    samples: Sequence[Encoded], spec: BatchSpec, *, first_row: int = 0
+) -> Batch:
+    """Joins encoded samples into a batch, exactly as `types.Batch` says.
+
+    Row b of the fusion input is `[T tokens of each crop IMG | fusion sequence | PAD]`,
+    and all PAD for a sample without image. Padding ids are 0.
+
+    One of several hosts collates its own rows, the first of which is `first_row` of the
+    global batch: `crop_row` and `question_row` count in the global batch, and a crop
+    that only fills the bucket has `crop_row == spec.batch_size`. Put together along the
+    first axis, the hosts' batches are one global batch.
+
+    Raises ValueError, naming the sample and the field, when a sample is longer than
+    the largest bucket, or has different numbers of fusion outputs and LLM slots (the
+    reference compares only the totals of a batch, so one wrong row shifts the others).
+    """
+    if not 0 < first_row + len(samples) <= spec.batch_size or not samples:
+        raise ValueError(
+            f"got {len(samples)} samples from row {first_row}, but batch.batch_size is "
+            f"{spec.batch_size}: collate at most that many."
+        )
+    sizes = _chosen_sizes(samples, spec)
+    fusion = _fusion_input(samples, spec, sizes, first_row)
+    if samples[0].llm is not None:
+        return Batch(fusion, llm=_llm_input(samples, sizes))
+    if samples[0].answers is not None:
+        return Batch(fusion, answers=_answer_input(samples, sizes, first_row))
+    return Batch(fusion)
+
+
+def fit_buckets(
+    probe: Sequence[Encoded],
+    *,
+    batch_size: int,
+    tokens_per_crop: int,
+    shard_count: int = 1,
+    headroom: float = 1.25,
+    multiple: int = 16,
+) -> BatchSpec:
+    """A `BatchSpec` from a handful of encoded samples: few sizes, little padding.
+
+    The largest size holds the longest probed sample with `headroom` for text that is
+    longer; crops, query slots and answers per sample have none, so probe samples with
+    the most. Crops, fusion length and LLM length also get a smaller size when half of
+    the batches can do with at most 0.8 of the largest. (The longest of n independent
+    samples is below the quantile q^(1/n) of one sample with probability q.)
+    Text lengths are rounded up to `multiple`. At most 8 shapes.
+    """
+    if not probe:
+        raise ValueError("fit_buckets got no samples to probe, expected at least one.")
+    rows = batch_size // shard_count
+    needs = [_needs(sample, tokens_per_crop) for sample in probe]
+    columns = {axis: np.array([need[axis] for need in needs]) for axis in needs[0]}
+    vision = np.array([len(sample.crops) * tokens_per_crop for sample in probe])
+    half = 0.5 ** (1 / rows)
+    chosen: dict[str, tuple[int, ...]] = {}
+    for axis, values in columns.items():
+        if axis in PACKED_AXES:
+            largest, smaller = rows * values.max(), math.ceil(rows * values.mean())
+        elif axis == "query_slots":
+            largest = smaller = values.max()
+        else:
+            fixed = vision if axis == "fusion_length" else np.zeros_like(vision)
+            text = math.ceil(headroom * (values - fixed).max())
+            largest = _rounded(int(fixed.max()) + text, multiple)
+            longest = float(np.quantile(values, half, method="higher"))
+            smaller = _rounded(longest, multiple)
+        split = axis in ("crops", "fusion_length", "llm_length")
+        useful = split and 0 < smaller <= 0.8 * largest
+        pair = (smaller, largest) if useful else (max(1, largest),)
+        chosen[axis] = tuple(int(size) for size in pair)
+    return BatchSpec(batch_size, tokens_per_crop, **chosen)
+
+
+def _rounded(size: float | int, multiple: int) -> int:
+    return multiple * math.ceil(size / multiple)
+
+
+def _needs(sample: Encoded, tokens_per_crop: int) -> dict[str, int]:
+    num_crops = len(sample.crops)
+    slots = len(fusion_slots(sample.fusion)) if num_crops else 0
+    length = num_crops * tokens_per_crop + len(sample.fusion.ids) if num_crops else 0
+    needs = {"crops": num_crops, "fusion_length": length, "query_slots": slots}
+    if sample.llm is not None:
+        needs["llm_length"] = len(sample.llm.ids)
+        needs["loss_positions"] = len(loss_targets(sample.llm)[0])
+    if sample.answers is not None:
+        needs["answers"] = len(sample.answers)
+        needs["answer_length"] = max(len(answer.ids) for answer in sample.answers)
+    return needs
+
+
+def _chosen_sizes(samples: Sequence[Encoded], spec: BatchSpec) -> dict[str, int]:
+    needs = [_needs(sample, spec.tokens_per_crop) for sample in samples]
+    sizes = {}
+    for axis in needs[0]:
+        allowed = getattr(spec, axis)
+        values = [need[axis] for need in needs]
+        needed = sum(values) if axis in PACKED_AXES else max(values)
+        sizes[axis] = next((size for size in allowed if size >= needed), None)
+        if sizes[axis] is None:
+            longest = samples[int(np.argmax(values))].id
+            who = f"sample {longest!r} needs {max(values)}"
+            if axis in PACKED_AXES:
+                who = f"{len(samples)} samples need {needed} together, {who}"
+            raise ValueError(
+                f"batch.{axis} allows {allowed or 'no size'}, but {who}: add a size of "
+                f"at least {needed} to batch.{axis}, or shorten or drop the sample."
+            )
+    return sizes
+
+
+def _fusion_input(
+    samples: Sequence[Encoded], spec: BatchSpec, sizes: dict[str, int], first_row: int
+) -> FusionInput:
+    rows, C, F = len(samples), sizes["crops"], sizes["fusion_length"]
+    crops = np.zeros((C, *samples[0].crops.shape[1:]), np.float32)
+    crop_row = np.full(C, spec.batch_size, np.int32)
+    crop_rank = np.zeros(C, np.int32)
+    ids = np.zeros((rows, F), np.int32)
+    kinds = np.full((rows, F), int(Kind.PAD), np.int32)
+    slots = np.full((rows, sizes["query_slots"]), F, np.int32)
+    packed = 0
+    for row, sample in enumerate(samples):
+        num_crops = len(sample.crops)
+        if num_crops == 0:
+            continue
+        here = slice(packed, packed + num_crops)
+        crops[here] = sample.crops
+        crop_row[here] = first_row + row
+        crop_rank[here] = np.arange(num_crops)
+        packed += num_crops
+        start = num_crops * spec.tokens_per_crop
+        stop = start + len(sample.fusion.ids)
+        kinds[row, :start] = int(Kind.IMG)
+        ids[row, start:stop], kinds[row, start:stop] = sample.fusion
+        found = fusion_slots(sample.fusion)
+        slots[row, : len(found)] = start + found
+    return FusionInput(crops, crop_row, crop_rank, ids, kinds, slots)
+
+
+def _llm_input(samples: Sequence[Encoded], sizes: dict[str, int]) -> LLMInput:
+    rows, S, A = len(samples), sizes["llm_length"], sizes["loss_positions"]
+    ids = np.zeros((rows, S), np.int32)
+    kinds = np.full((rows, S), int(Kind.PAD), np.int32)
+    slots = np.full((rows, sizes["query_slots"]), S, np.int32)
+    positions = np.zeros((rows, A), np.int32)
+    targets = np.zeros((rows, A), np.int32)
+    mask = np.zeros((rows, A), bool)
+    for row, sample in enumerate(samples):
+        length = len(sample.llm.ids)
+        ids[row, :length], kinds[row, :length] = sample.llm
+        found = llm_slots(sample.llm)
+        outputs = len(fusion_slots(sample.fusion)) if len(sample.crops) else 0
+        if len(found) != outputs:
+            raise ValueError(
+                f"sample {sample.id!r} has {outputs} fusion outputs for {len(found)} "
+                "LLM slots: encode both sequences with the same QueryLayout."
+            )
+        slots[row, : len(found)] = found
+        where, what = loss_targets(sample.llm)
+        positions[row, : len(where)], targets[row, : len(where)] = where, what
+        mask[row, : len(where)] = True
+    return LLMInput(ids, kinds, slots, positions, targets, mask)
+
+
+def _answer_input(
+    samples: Sequence[Encoded], sizes: dict[str, int], first_row: int
+) -> AnswerInput:
+    R, L = sizes["answers"], sizes["answer_length"]
+    ids = np.zeros((R, L), np.int32)
+    kinds = np.full((R, L), int(Kind.PAD), np.int32)
+    eos = np.zeros(R, np.int32)
+    # Rows that fill the bucket point at row 0, slot 0: in bounds, and masked.
+    question_row = np.zeros(R, np.int32)
+    question_slot = np.zeros(R, np.int32)
+    mask = np.zeros(R, bool)
+    r = 0
+    for row, sample in enumerate(samples):
+        slot_kinds = sample.fusion.kinds[fusion_slots(sample.fusion)]
+        ends = np.flatnonzero(slot_kinds & Kind.EOS)
+        for slot, answer in zip(ends, sample.answers, strict=True):
+            length = len(answer.ids)
+            ids[r, :length], kinds[r, :length] = answer
+            eos[r] = length - 1
+            question_row[r], question_slot[r] = first_row + row, slot
+            mask[r] = True
+            r += 1
+    return AnswerInput(ids, kinds, eos, question_row, question_slot, mask)

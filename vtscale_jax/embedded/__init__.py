@@ -1,0 +1,1 @@
+"""The built-in data, Digit Pages, and what is trained on it."""

@@ -1,0 +1,105 @@
+"""Commands of the built-in data; `python -m vtscale_jax.embedded --help`."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from PIL import Image
+
+from vtscale_jax.embedded.digit_pages import SPLITS, DigitPages, PageConfig
+from vtscale_jax.embedded.questions import FAMILIES
+from vtscale_jax.embedded.sheet import draw_sheet
+
+EXAMPLE = """\
+worked example: what the model is asked about handwriting that it has never seen,
+and the same at high resolution (cells of 336 pixels, digits of 24):
+
+  python -m vtscale_jax.embedded sheet --out sheet.png
+  python -m vtscale_jax.embedded sheet --out large.png --pages 4 --page_size 1008 \\
+      --min_share 0.0715 --max_share 0.0715
+"""
+
+
+def add_sheet(commands: argparse._SubParsersAction) -> None:
+    """Adds `sheet`: a picture of sample pages with their questions and answers."""
+    default = PageConfig()
+    parser = commands.add_parser(
+        "sheet",
+        help="write a PNG of sample pages with their questions and answers",
+        epilog=EXAMPLE,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--out", type=Path, required=True, help="PNG file to write")
+    parser.add_argument("--pages", type=int, default=12, help="default %(default)s")
+    parser.add_argument("--split", choices=SPLITS, default="heldout")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument(
+        "--families", nargs="+", choices=FAMILIES, default=list(FAMILIES)
+    )
+    parser.add_argument("--questions", type=int, default=4, help="questions per page")
+    for field, kind, text in (
+        ("page_size", int, "side of a page, pixels"),
+        ("grid", int, "cells per row and column"),
+        ("min_digits", int, "digits on a page, at least"),
+        ("max_digits", int, "digits on a page, at most"),
+        ("min_share", float, "side of a digit per side of its cell, at least"),
+        ("max_share", float, "side of a digit per side of its cell, at most"),
+        ("rotation", float, "degrees a digit is turned, at most"),
+    ):
+        value = getattr(default, field)
+        text += f" (default {value})"
+        parser.add_argument(f"--{field}", type=kind, default=value, help=text)
+    parser.set_defaults(run=write_sheet)
+
+
+def write_sheet(args: argparse.Namespace) -> None:
+    """Runs `sheet`. Raises ValueError naming what is wrong with an argument."""
+    if args.out.suffix.lower() != ".png":
+        raise ValueError(f"--out: got {args.out}, expected a file name ending in .png")
+    config = PageConfig(
+        page_size=args.page_size,
+        grid=args.grid,
+        min_digits=args.min_digits,
+        max_digits=args.max_digits,
+        min_share=args.min_share,
+        max_share=args.max_share,
+        rotation=args.rotation,
+    )
+    source = DigitPages(
+        args.split,
+        num_pages=args.pages,
+        seed=args.seed,
+        config=config,
+        families=tuple(args.families),
+        questions_per_page=args.questions,
+    )
+    args.out.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(draw_sheet(source)).save(args.out)
+    print(f"wrote {args.out} ({len(source)} pages of {source!r})")
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The parser; every command adds itself and sets `run`, called with the result."""
+    parser = argparse.ArgumentParser(
+        prog="python -m vtscale_jax.embedded",
+        description="Digit Pages, the built-in data: pages of real handwritten digits.",
+        epilog=EXAMPLE,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
+    add_sheet(commands)
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Runs one command; a ValueError of bad input ends it with one clear line."""
+    args = build_parser().parse_args(arguments)
+    try:
+        args.run(args)
+    except ValueError as error:
+        sys.exit(f"error: {error}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,340 @@
+"""The stream of batches: grain over a random-access source of records.
+
+    source[order(seed, step)] -> encode -> collate -> Batch
+
+Which records are in the batch of a step is a pure function of (seed, step), whatever
+the number of hosts and threads and wherever the stream was resumed. A record that
+cannot be read stops the stream with its id; none is skipped.
+"""
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Protocol, runtime_checkable
+
+import grain
+import numpy as np
+from jaxtyping import Int
+
+from vtscale_jax.collate import STAGE_AXES, BatchSpec, Encoded, collate
+from vtscale_jax.tokens import (
+    QueryLayout,
+    Tokenizer,
+    answer_sequences,
+    fusion_sequence,
+    llm_sequence,
+)
+from vtscale_jax.types import Batch, Record
+from vtscale_jax.views import load_image, make_views, remap_boxes
+
+
+class SampleError(ValueError):
+    """A record that cannot be turned into a sample; the message names it."""
+
+
+@runtime_checkable
+class Source(Protocol):
+    """Random access to records."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int, /) -> Record: ...
+
+
+@dataclass(frozen=True)
+class Encoding:
+    """How records become samples; constant over a run (the layout may vary by step).
+
+    `stage` says what is built: "align" answers for the text tower, "finetune" and
+    "adapt" the LLM sequence. `question`, `fixed_text`: see `tokens.fusion_sequence`.
+    `view_size` in pixels. With `prompts` the last answer may be empty and boxes keep
+    the image's coordinates, as the reference does in inference.
+    """
+
+    stage: str
+    fusion_tokenizer: Tokenizer
+    view_size: int
+    max_local_views: int
+    llm_tokenizer: Tokenizer | None = None
+    template: str | None = None
+    question: str = "asked"
+    fixed_text: str | None = None
+    max_answer_length: int | None = None
+    truncate_answers: bool = False
+    require_image: bool = False
+    prompts: bool = False
+
+    def __post_init__(self) -> None:
+        if self.stage not in STAGE_AXES:
+            raise ValueError(
+                f"stage is {self.stage!r}, expected one of {tuple(STAGE_AXES)}."
+            )
+        needed = ["llm_tokenizer", "template"]
+        if self.stage == "align":
+            needed = ["max_answer_length"]
+        for name in needed:
+            if getattr(self, name) is None:
+                raise ValueError(f"stage {self.stage} needs {name}, which is None.")
+
+
+def encode(record: Record, encoding: Encoding, layout: QueryLayout) -> Encoded:
+    """One record -> its views and token sequences.
+
+    In training, boxes in questions and answers are moved to the coordinates of the
+    padded square first (spec 2.3). A sample without image trains the LLM on its answers
+    like any other (the reference switches to a loss over all tokens when a whole batch
+    has no image, spec 6.6).
+
+    Raises SampleError, naming the record, for whatever is wrong with it: an image that
+    is missing or unreadable, no image in stage align or with `require_image`, an empty
+    or too long answer.
+    """
+    try:
+        return _encode(record, encoding, layout)
+    except Exception as error:
+        named = repr(record.id) in str(error)
+        text = str(error) if named else f"sample {record.id!r}: {error}"
+        raise SampleError(text) from error
+
+
+def _encode(record: Record, encoding: Encoding, layout: QueryLayout) -> Encoded:
+    align = encoding.stage == "align"
+    if record.image is None:
+        if align or encoding.require_image:
+            raise ValueError(
+                f"sample {record.id!r} has no image, but stage {encoding.stage} needs "
+                "one here (align always, the others with require_image=True). Give "
+                "the image or leave the sample out of the data."
+            )
+        size = encoding.view_size
+        crops = np.zeros((0, size, size, 3), np.float32)
+    else:
+        picture = load_image(record.image, sample_id=record.id)
+        crops = make_views(
+            picture,
+            view_size=encoding.view_size,
+            max_local_views=encoding.max_local_views,
+            sample_id=record.id,
+        )
+        if not encoding.prompts:
+            record = _remapped(record, *picture.size, encoding.view_size)
+    if not (encoding.prompts or record.turns[-1].answer):
+        raise ValueError(
+            f"sample {record.id!r}: its last answer is empty, so there is nothing to "
+            "train on. Give the answer, or encode prompts with prompts=True."
+        )
+    fusion = fusion_sequence(
+        record,
+        encoding.fusion_tokenizer,
+        layout,
+        question=encoding.question,
+        template=encoding.template if encoding.question == "templated" else None,
+        fixed_text=encoding.fixed_text,
+    )
+    if align:
+        answers = answer_sequences(
+            record,
+            encoding.fusion_tokenizer,
+            max_length=encoding.max_answer_length,
+            truncate=encoding.truncate_answers,
+        )
+        return Encoded(record.id, crops, fusion, answers=tuple(answers))
+    llm = llm_sequence(record, encoding.llm_tokenizer, encoding.template, layout)
+    return Encoded(record.id, crops, fusion, llm=llm)
+
+
+def _remapped(record: Record, width: int, height: int, view_size: int) -> Record:
+    def moved(text: str) -> str:
+        return remap_boxes(text, width, height, view_size=view_size)
+
+    turns = tuple(
+        turn._replace(question=moved(turn.question), answer=moved(turn.answer))
+        for turn in record.turns
+    )
+    return record._replace(turns=turns)
+
+
+class Stream:
+    """Batches of a source, step by step; iterate it, or take `batch(step)`.
+
+    The records of the global batch at step t are entries t*B to (t+1)*B of the order:
+    `subset=(seed, fraction)` first keeps a random part of the records (stage adapt
+    takes a tenth), then each epoch is shuffled with its own seed; `seed=None` keeps the
+    source's order. After `epochs` epochs (None: never) the stream ends, without the
+    records that do not fill a batch.
+
+    Host `shard_index` of `shard_count` reads its `B / shard_count` consecutive rows of
+    each global batch. All hosts must agree on shapes without talking to each other, so
+    with several shards only the largest size of every bucket is used.
+
+    Curriculum over the number of queries: one stream for each phase, with the phase's
+    `layout` and `start_step`; the order of samples does not notice.
+
+    `num_threads` threads prepare up to `prefetch` batches ahead; 0 prepares each batch
+    when it is asked for.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        encoding: Encoding,
+        spec: BatchSpec,
+        *,
+        layout: QueryLayout,
+        seed: int | None,
+        epochs: int | None = None,
+        subset: tuple[int, float] | None = None,
+        start_step: int = 0,
+        shard_index: int = 0,
+        shard_count: int = 1,
+        num_threads: int = 2,
+        prefetch: int = 4,
+    ):
+        if spec.batch_size % shard_count or not 0 <= shard_index < shard_count:
+            raise ValueError(
+                f"shard_index {shard_index} of shard_count {shard_count} with "
+                f"batch.batch_size {spec.batch_size}: expected an index below the "
+                "count, and a batch size that the count divides."
+            )
+        self._source = source
+        self._encoding = encoding
+        self._spec = spec.largest() if shard_count > 1 else spec
+        self._layout = layout
+        self._rows = spec.batch_size // shard_count
+        self._first_row = shard_index * self._rows
+        self._read = grain.ReadOptions(
+            num_threads=num_threads, prefetch_buffer_size=prefetch if num_threads else 0
+        )
+        kept = _kept(len(source), subset)
+        order = grain.MapDataset.source(kept)
+        if seed is not None:
+            order = order.shuffle(seed)
+        self._order = order.repeat(epochs)
+        self.num_steps = len(self._order) // spec.batch_size
+        self.start_step = self._checked_step(start_step)
+        if self.num_steps == 0:
+            raise ValueError(
+                f"{len(kept)} records over {epochs} epochs give no batch of "
+                f"{spec.batch_size}: lower batch.batch_size, or raise epochs or the "
+                "fraction of subset."
+            )
+        self._identity = {
+            "seed": seed,
+            "subset": None if subset is None else list(subset),
+            "num_records": len(kept),
+            "batch_size": spec.batch_size,
+        }
+
+    def order(self, step: int) -> Int[np.ndarray, " B"]:
+        """Source indices of the global batch at `step`, over all shards."""
+        start = step * self._spec.batch_size
+        rows = range(start, start + self._spec.batch_size)
+        return np.array([self._order[row] for row in rows], np.int64)
+
+    def batch(self, step: int) -> Batch:
+        """This shard's part of the batch at `step`.
+
+        Raises SampleError naming the record that cannot be encoded, and ValueError
+        naming the one that does not fit the buckets.
+        """
+        stop = self._first_row + self._rows
+        samples = [
+            encode(self._record(index), self._encoding, self._layout)
+            for index in self.order(step)[self._first_row : stop].tolist()
+        ]
+        return collate(samples, self._spec, first_row=self._first_row)
+
+    def describe(self) -> str:
+        """Records, steps and shapes, in a line for the log."""
+        steps = "endless" if self.num_steps > 2**40 else f"{self.num_steps} steps"
+        shapes = self._spec.describe(self._encoding.stage)
+        return f"{self._identity['num_records']} records, {steps}; {shapes}"
+
+    def __iter__(self) -> "StreamIterator":
+        return StreamIterator(self, self.start_step)
+
+    def _batches(self, step: int) -> Iterator[Batch]:
+        steps = grain.MapDataset.range(step, self.num_steps)
+        return iter(steps.map(self.batch).to_iter_dataset(self._read))
+
+    def _record(self, index: int) -> Record:
+        try:
+            return self._source[index]
+        except Exception as error:
+            raise SampleError(f"record {index} of the source: {error}") from error
+
+    def _checked_step(self, step: int) -> int:
+        if not 0 <= step <= self.num_steps:
+            raise ValueError(
+                f"step is {step}, expected 0 to {self.num_steps}, the number of steps "
+                "of this stream: raise epochs, or start earlier."
+            )
+        return step
+
+
+class StreamIterator:
+    """Iterates over a stream; its place is saved and restored as JSON."""
+
+    def __init__(self, stream: Stream, step: int):
+        self._stream = stream
+        self._step = step
+        self._batches = stream._batches(step)
+
+    @property
+    def step(self) -> int:
+        """The step of the batch that comes next."""
+        return self._step
+
+    def __iter__(self) -> "StreamIterator":
+        return self
+
+    def __next__(self) -> Batch:
+        batch = next(self._batches)
+        self._step += 1
+        return batch
+
+    def state(self) -> dict[str, Any]:
+        """What `restore` needs: the next step, and what the order depends on."""
+        return {"step": self._step, **self._stream._identity}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Continues where `state` was taken, on any number of shards.
+
+        Raises ValueError when the stream's order differs from that of `state`.
+        """
+        ours = self.state()
+        if ours.keys() != state.keys():
+            raise ValueError(
+                f"loader state has the fields {sorted(state)}, expected {sorted(ours)}:"
+                " it was saved by another version; start the data anew."
+            )
+        for name, value in self._stream._identity.items():
+            if state[name] != value:
+                raise ValueError(
+                    f"loader state was saved with {name} {state[name]}, but this run "
+                    f"has {value}, so the samples would come in another order: use the "
+                    f"saved {name}, or start without the saved loader state."
+                )
+        self._step = self._stream._checked_step(state["step"])
+        self._batches.close()
+        self._batches = self._stream._batches(self._step)
+
+    def close(self) -> None:
+        """Stops the threads that prepare batches ahead."""
+        self._batches.close()
+
+
+def _kept(number: int, subset: tuple[int, float] | None) -> range | list[int]:
+    """Indices of the records that are used, in the source's order."""
+    if number == 0:
+        raise ValueError("the source has no records, expected at least one.")
+    if subset is None:
+        return range(number)
+    seed, fraction = subset
+    if not 0 < fraction <= 1:
+        raise ValueError(
+            f"subset is {subset}, expected (seed, fraction) with 0 < fraction <= 1."
+        )
+    count = max(1, math.floor(fraction * number + 0.5))
+    drawn = np.random.default_rng(seed).permutation(number)[:count]
+    return sorted(drawn.tolist())

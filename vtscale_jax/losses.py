@@ -1,0 +1,111 @@
+"""The two objectives: align (paper eq. 35) and answer generation (eq. 36)."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+
+class AlignTerms(NamedTuple):
+    """The align loss and its parts; `loss` = `contrastive` + `orthogonality`."""
+
+    loss: Float[Array, ""]
+    contrastive: Float[Array, ""]
+    orthogonality: Float[Array, ""]
+    similarity: Float[Array, "R R"]
+
+
+def normalize(x: Float[Array, "*B D"]) -> Float[Array, "*B D"]:
+    """x / ‖x‖ along the last axis, without an epsilon, as the reference does."""
+    return x / jnp.linalg.norm(x, axis=-1, keepdims=True)
+
+
+def zero_outliers(
+    r: Float[Array, "R E"], mask: Bool[Array, " R"]
+) -> Float[Array, "R E"]:
+    """Sets entries outside mean ± one (unbiased) standard deviation of the batch to 0.
+
+    The statistics run over every entry of all unmasked rows and pass no gradient.
+    Quirk 1: it depends on the batch and is applied in evaluation too. Kept, because the
+    authors' stage-1 checkpoints were trained with it; batches of very few answers make
+    it unstable.
+    """
+    rows = mask[:, None]
+    values = jax.lax.stop_gradient(r)
+    count = jnp.sum(mask) * r.shape[1]
+    mean = jnp.sum(values, where=rows) / count
+    deviation = jnp.sqrt(
+        jnp.sum(jnp.square(values - mean), where=rows) / (count - 1)
+    )
+    inside = jnp.abs(values - mean) <= deviation
+    return jnp.where(inside, r, 0.0)
+
+
+def align_loss(
+    questions: Float[Array, "R E"],
+    answers: Float[Array, "R E"],
+    logit_scale: Float[Array, ""],
+    mask: Bool[Array, " R"],
+    slots: Float[Array, "Q D"],
+    slot_mask: Bool[Array, " Q"],
+) -> AlignTerms:
+    """Symmetric cross-entropy of question and answer vectors, plus orthogonal slots.
+
+    `questions` are projected fusion states at ⟨eos⟩, `answers` projected text states
+    (before outlier zeroing), row r of one belonging to row r of the other. `slots` are
+    the fusion states at every query slot and ⟨eos⟩ of the batch, before projection: the
+    mean square of (Gram − I) is taken over all of them, across samples. Masked rows and
+    slots only fill buckets and change nothing.
+
+    Every other answer of the batch is a negative: also an identical one, and also that
+    of another question about the same image (spec: contrastive model).
+    """
+    q = normalize(jnp.where(mask[:, None], questions.astype(jnp.float32), 1.0))
+    zeroed = zero_outliers(answers.astype(jnp.float32), mask)
+    t = normalize(jnp.where(mask[:, None], zeroed, 1.0))
+    similarity = jnp.einsum("RE,SE->RS", q, t)
+    pairs = mask[:, None] & mask[None, :]
+    logits = jnp.where(pairs, jnp.exp(logit_scale) * similarity, -jnp.inf)
+    logits = jnp.where(mask[:, None] | mask[None, :], logits, 0.0)
+    diagonal = jnp.diagonal(jnp.where(pairs, logits, 0.0))
+    count = jnp.sum(mask)
+    by_row = jnp.sum(jax.nn.logsumexp(logits, axis=1) - diagonal, where=mask) / count
+    by_column = jnp.sum(jax.nn.logsumexp(logits, axis=0) - diagonal, where=mask) / count
+    contrastive = (by_row + by_column) / 2
+
+    e = normalize(jnp.where(slot_mask[:, None], slots.astype(jnp.float32), 1.0))
+    gram = jnp.einsum("QD,PD->QP", e, e) - jnp.eye(e.shape[0])
+    valid = slot_mask[:, None] & slot_mask[None, :]
+    orthogonality = jnp.sum(jnp.square(gram), where=valid) / jnp.sum(slot_mask) ** 2
+    return AlignTerms(
+        contrastive + orthogonality, contrastive, orthogonality, similarity
+    )
+
+
+class AnswerTerms(NamedTuple):
+    """Mean cross-entropy over answer tokens, their number, and how many of them the
+    model would have chosen."""
+
+    loss: Float[Array, ""]
+    count: Int[Array, ""]
+    correct: Int[Array, ""]
+
+
+def answer_loss(
+    logits: Float[Array, "B A W"],
+    targets: Int[Array, "B A"],
+    mask: Bool[Array, "B A"],
+) -> AnswerTerms:
+    """Cross-entropy at answer tokens and the ⟨eos⟩ that ends each answer (eq. 36).
+
+    The mean runs over the tokens of the whole batch together, so a long answer weighs
+    more than a short one, as in the reference.
+    """
+    logits = logits.astype(jnp.float32)
+    picked = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
+    losses = jax.nn.logsumexp(logits, axis=-1) - picked
+    count = jnp.sum(mask)
+    correct = jnp.sum((jnp.argmax(logits, axis=-1) == targets) & mask)
+    loss = jnp.sum(losses, where=mask) / jnp.maximum(count, 1)
+    return AnswerTerms(loss, count, correct)

@@ -1,0 +1,1 @@
+"""Plots and the HTML page of a run, drawn from its result files only."""

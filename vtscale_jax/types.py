@@ -1,0 +1,129 @@
+"""The containers that cross module borders, and the letters of every shape.
+
+Letters, the same in annotations, einsums and tests:
+
+    B batch      V views (crops) of a sample   C crops of a batch, packed
+    P patches    G patch-grid side             T tokens (of a crop, or of a text)
+    M queries of a first question              K query slots of a sample
+    F fusion sequence    S LLM sequence        A loss positions
+    R answers of a batch (align stage)         L text-tower sequence
+    D width      H heads   C head dim (einsums) N layers   W vocabulary
+
+Containers are NamedTuples: pytrees that pass `jax.eval_shape`, shardings and scans.
+"""
+
+from enum import IntFlag
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Bool, Float, Int
+
+
+class Kind(IntFlag):
+    """What a token is, as the bit flags of the authors' code (spec: token types).
+
+    A position is "of kind X" when `kinds & X` is not zero; it is attended to when it
+    is not PAD.
+    """
+
+    PAD = 1
+    INST = 2
+    SYS = 4
+    IMG = 8
+    QUE = 16
+    ANS = 32
+    BOS = 64
+    EOS = 128
+    QED = 256
+    TXT = 512
+
+
+class Turn(NamedTuple):
+    """One question and its answer; `family` names the kind of question, or is ""."""
+
+    question: str
+    answer: str
+    family: str = ""
+
+
+class Record(NamedTuple):
+    """One validated training or evaluation sample.
+
+    `image` is a path, RGB pixels `[height, width, 3]` uint8, or None for a sample
+    without image. `turns` has at least one turn; the last answer may be empty when the
+    model is to produce it. `system` None means the template's default.
+    """
+
+    id: str
+    image: str | np.ndarray | None
+    turns: tuple[Turn, ...]
+    system: str | None = None
+
+
+class TokenSequence(NamedTuple):
+    """Token ids and what each one is; same length, no padding."""
+
+    ids: Int[np.ndarray, " T"]
+    kinds: Int[np.ndarray, " T"]
+
+
+class FusionInput(NamedTuple):
+    """What the vision tower and the fusion decoder read.
+
+    The crops of all samples are packed into one axis, so no padding crop goes through
+    the vision tower; `crop_row[c]` is the sample of crop c and `crop_rank[c]` its rank
+    among the crops of that sample (0 is the global view). A crop that only fills a
+    bucket has `crop_row == B` and is dropped when it is scattered.
+
+    Row b of the sequence is [vision tokens | question tokens and query slots | PAD];
+    `ids` is 0 at vision tokens. `slots[b]` lists the positions (in the row) of the
+    query slots and ⟨eos⟩ in order; places that only fill the bucket hold F.
+    """
+
+    crops: Float[np.ndarray, "C height width 3"]
+    crop_row: Int[np.ndarray, " C"]
+    crop_rank: Int[np.ndarray, " C"]
+    ids: Int[np.ndarray, "B F"]
+    kinds: Int[np.ndarray, "B F"]
+    slots: Int[np.ndarray, "B K"]
+
+
+class LLMInput(NamedTuple):
+    """What the language model reads, and where its loss is taken.
+
+    `slots[b, k]` is the position in the LLM row that receives fusion output k of
+    sample b (S where there is none). `loss_positions` are the positions whose logits
+    predict the token `loss_targets`; places with `loss_mask` False only fill the bucket.
+    """
+
+    ids: Int[np.ndarray, "B S"]
+    kinds: Int[np.ndarray, "B S"]
+    slots: Int[np.ndarray, "B K"]
+    loss_positions: Int[np.ndarray, "B A"]
+    loss_targets: Int[np.ndarray, "B A"]
+    loss_mask: Bool[np.ndarray, "B A"]
+
+
+class AnswerInput(NamedTuple):
+    """Answers of the align stage: row r answers the question whose ⟨eos⟩ is fusion
+    slot `question_slot[r]` of sample `question_row[r]`.
+
+    `eos[r]` is the position of the answer's own ⟨eos⟩. A row with `mask` False only
+    fills the bucket.
+    """
+
+    ids: Int[np.ndarray, "R L"]
+    kinds: Int[np.ndarray, "R L"]
+    eos: Int[np.ndarray, " R"]
+    question_row: Int[np.ndarray, " R"]
+    question_slot: Int[np.ndarray, " R"]
+    mask: Bool[np.ndarray, " R"]
+
+
+class Batch(NamedTuple):
+    """One batch of static shapes. Which parts are there depends on the stage only:
+    `answers` in align, `llm` in finetune and adapt."""
+
+    fusion: FusionInput
+    llm: LLMInput | None = None
+    answers: AnswerInput | None = None

@@ -1,0 +1,213 @@
+"""The two whole models: `VLM` (stages finetune and adapt) and `AlignModel` (stage align).
+
+Both share vision → pack → fusion; `VLM` then projects the query outputs, splices them
+into the LLM's embeddings by integer position, and takes logits at loss positions only.
+"""
+
+import dataclasses
+from typing import NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from vtscale_jax import losses
+from vtscale_jax.fusion import FusionConfig, FusionDecoder
+from vtscale_jax.layers import KVCache
+from vtscale_jax.llm import LLM, LLMConfig
+from vtscale_jax.text_tower import TextConfig, TextTower
+from vtscale_jax.types import AnswerInput, Batch, FusionInput, Kind, LLMInput
+from vtscale_jax.vision import VisionConfig, VisionTower, pack_crops
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelConfig:
+    """Everything about the model. `text` and `embed_width` matter to align only."""
+
+    vision: VisionConfig
+    fusion: FusionConfig
+    llm: LLMConfig
+    text: TextConfig
+
+    def __post_init__(self):
+        vision, fusion = self.vision.blocks, self.fusion.blocks
+        if vision.width != fusion.width:
+            raise ValueError(
+                f"fusion width {fusion.width} must equal vision width {vision.width}: "
+                "vision tokens enter the fusion decoder without a projection"
+            )
+
+
+def fuse(
+    vision: VisionTower, fusion: FusionDecoder, inputs: FusionInput
+) -> Float[Array, "B F D"]:
+    """Crops and questions → fusion states after the final norm, whole rows.
+
+    A sample without crops has a row of kind PAD: fully masked, finite, read by nothing.
+    """
+    tokens = vision(inputs.crops).tokens
+    rows = fusion.embed(inputs.ids)
+    rows = pack_crops(tokens, rows, inputs.crop_row, inputs.crop_rank)
+    return fusion(rows, (inputs.kinds & Kind.PAD) == 0)
+
+
+def take_slots(
+    states: Float[Array, "B F D"], slots: Int[Array, "B K"]
+) -> Float[Array, "B K D"]:
+    """The states at query slots and ⟨eos⟩; zeros where `slots` only fill the bucket."""
+    picked = jnp.take_along_axis(
+        states, jnp.minimum(slots, states.shape[1] - 1)[:, :, None], axis=1
+    )
+    return jnp.where((slots < states.shape[1])[:, :, None], picked, 0)
+
+
+class VLM(nn.Module):
+    """vision → fusion → projector → splice → llm.
+
+    Called on a batch it returns logits at its loss positions. `embed_prompt` and
+    `decode` are the two halves of generation.
+    """
+
+    config: ModelConfig
+
+    def setup(self):
+        c = self.config
+        self.vision = VisionTower(c.vision)
+        self.fusion = FusionDecoder(c.fusion)
+        self.projector = nn.Dense(
+            c.llm.blocks.width,
+            use_bias=False,
+            dtype=c.fusion.blocks.dtype,
+            kernel_init=nn.initializers.normal(0.001),
+        )
+        self.llm = LLM(c.llm)
+
+    def __call__(self, batch: Batch) -> Float[Array, "B A W"]:
+        x = self.embed_prompt(batch.fusion, batch.llm)
+        keep = (batch.llm.kinds & Kind.PAD) == 0
+        hidden = self.llm(x, keep).hidden
+        hidden = jnp.take_along_axis(
+            hidden, batch.llm.loss_positions[:, :, None], axis=1
+        )
+        return self.llm.logits(hidden)
+
+    def embed_prompt(
+        self, fusion_input: FusionInput, llm_input: LLMInput
+    ) -> Float[Array, "B S E"]:
+        """LLM input embeddings with fused vision tokens in the places of the blocks."""
+        states = fuse(self.vision, self.fusion, fusion_input)
+        vectors = self.projector(take_slots(states, fusion_input.slots))
+        self.sow("intermediates", "fused", states)
+        self.sow("intermediates", "projected", vectors)
+        return splice(self.llm.embed(llm_input.ids), vectors, llm_input.slots)
+
+    def hidden(self, fusion_input: FusionInput, llm_input: LLMInput):
+        """LLM states after the final norm at every position, `[B, S, D]`."""
+        x = self.embed_prompt(fusion_input, llm_input)
+        return self.llm(x, (llm_input.kinds & Kind.PAD) == 0).hidden
+
+    def logits(self, hidden: Float[Array, "*B D"]) -> Float[Array, "*B W"]:
+        """Next-token logits of LLM states."""
+        return self.llm.logits(hidden)
+
+    def prefill(
+        self, fusion_input: FusionInput, llm_input: LLMInput, cache: KVCache
+    ) -> tuple[Float[Array, "B W"], KVCache]:
+        """Logits after each prompt's last token, and the filled cache."""
+        x = self.embed_prompt(fusion_input, llm_input)
+        keep = (llm_input.kinds & Kind.PAD) == 0
+        positions = jnp.broadcast_to(jnp.arange(x.shape[1]), x.shape[:2])
+        # Padding is written out of the cache (dropped), so that places stay gapless.
+        positions = jnp.where(keep, positions, cache.k.shape[2])
+        out = self.llm(x, keep, positions, cache)
+        last = jnp.sum(keep, axis=1) - 1
+        hidden = jnp.take_along_axis(out.hidden, last[:, None, None], axis=1)[:, 0]
+        return self.llm.logits(hidden), out.cache
+
+    def decode(
+        self, ids: Int[Array, " B"], positions: Int[Array, " B"], cache: KVCache
+    ) -> tuple[Float[Array, "B W"], KVCache]:
+        """One step: the logits that follow `ids` standing at `positions`."""
+        keep = jnp.ones((ids.shape[0], 1), bool)
+        out = self.llm(self.llm.embed(ids[:, None]), keep, positions[:, None], cache)
+        return self.llm.logits(out.hidden[:, 0]), out.cache
+
+
+def splice(
+    embeddings: Float[Array, "B S E"],
+    vectors: Float[Array, "B K E"],
+    slots: Int[Array, "B K"],
+) -> Float[Array, "B S E"]:
+    """Writes vector k of row b at place `slots[b, k]`; places beyond S are dropped.
+
+    The reference scatters through one boolean mask over the flattened batch, where a
+    wrong count in one row shifts every later row. Positions cannot.
+    """
+    rows = jnp.arange(embeddings.shape[0])[:, None]
+    return embeddings.at[rows, slots].set(
+        vectors.astype(embeddings.dtype), mode="drop"
+    )
+
+
+class AlignOutput(NamedTuple):
+    """The align loss with its parts, and the vectors it compares."""
+
+    terms: losses.AlignTerms
+    questions: Float[Array, "R E"]
+    answers: Float[Array, "R E"]
+
+
+class AlignModel(nn.Module):
+    """Stage 1: fused question vectors against answer vectors of the text tower."""
+
+    config: ModelConfig
+
+    def setup(self):
+        c = self.config
+        self.vision = VisionTower(c.vision)
+        self.fusion = FusionDecoder(c.fusion)
+        self.text = TextTower(c.text)
+        self.align = AlignHead(c.text.projection_width, c.fusion.blocks.dtype)
+
+    def __call__(self, batch: Batch) -> AlignOutput:
+        answers: AnswerInput = batch.answers
+        states = fuse(self.vision, self.fusion, batch.fusion)
+        slots = take_slots(states, batch.fusion.slots)
+        self.sow("intermediates", "fused", states)
+        keep = (answers.kinds & Kind.PAD) == 0
+        text = self.text(answers.ids, keep, answers.eos)
+        picked = slots[answers.question_row, answers.question_slot]
+        questions, logit_scale = self.align(picked)
+        slot_mask = batch.fusion.slots < states.shape[1]
+        terms = losses.align_loss(
+            questions,
+            text,
+            logit_scale,
+            answers.mask,
+            slots.reshape(-1, slots.shape[-1]),
+            slot_mask.reshape(-1),
+        )
+        return AlignOutput(terms, questions, text)
+
+
+class AlignHead(nn.Module):
+    """Projection of fused ⟨eos⟩ states and the learnt temperature (2.6592 at start,
+    not clamped)."""
+
+    width: int
+    dtype: str
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "R D"]):
+        scale = self.param("logit_scale", nn.initializers.constant(2.6592), ())
+        # PyTorch's default for a Linear layer: uniform with std 1/√(3·fan_in).
+        init = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
+        projected = nn.Dense(
+            self.width,
+            use_bias=False,
+            dtype=self.dtype,
+            kernel_init=init,
+            name="projection",
+        )(x)
+        return projected, jax.lax.convert_element_type(scale, jnp.float32)

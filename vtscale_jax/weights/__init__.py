@@ -1,0 +1,1 @@
+"""Weights in and out: name tables, the authors' checkpoints, their goldens."""

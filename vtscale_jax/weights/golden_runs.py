@@ -1,0 +1,276 @@
+"""Our answers to a golden case, by the names of the reference's answers.
+
+One compiled program per kind of case and shape; the parameters are an argument, so a
+perturbed model does not compile again.
+"""
+
+import functools
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from vtscale_jax import losses
+from vtscale_jax.llm import empty_cache
+from vtscale_jax.types import Batch, Kind
+from vtscale_jax.vision import VisionConfig, VisionTower
+from vtscale_jax.vlm import VLM, AlignModel, ModelConfig, take_slots
+from vtscale_jax.weights import golden_batches as batches
+from vtscale_jax.weights import names
+
+# Ids, types, masks and greedy tokens are decisions, not approximations.
+EXACT = 0.0
+# States after each block, norm or lookup. Two float32 computations of them differ by
+# rounding alone; the reference itself moves by up to 7e-6 when it is run in float64.
+BLOCK = 1e-5
+# Everything behind a projection, softmax or loss, where such differences add up.
+MODEL = 1e-4
+# Gradients span seven orders of magnitude, so theirs is a relative error, with a floor
+# for those that vanish (biases of attention keys): |a − b| / (|b| + GRADIENT_FLOOR).
+GRADIENT = 1e-4
+GRADIENT_FLOOR = 1e-2
+
+Params = Mapping[str, Any]
+
+
+class Value(NamedTuple):
+    """One answer of ours; compared where `valid` (leading axes) only, if given."""
+
+    array: np.ndarray
+    tolerance: float
+    valid: np.ndarray | None = None
+
+
+class Answers(NamedTuple):
+    """Values by the reference's names, gradients by its parameters' names, and pairs
+    that must agree among themselves."""
+
+    values: dict[str, Value]
+    gradients: dict[str, np.ndarray] = {}
+    pairs: dict[str, tuple[np.ndarray, Value]] = {}
+
+
+def _states(prefix: str, seen: Params, valid: np.ndarray | None) -> dict[str, Value]:
+    """`{prefix}_0` is the input of the blocks, `{prefix}_i` the output of block i."""
+    (first,), (stacked,) = seen["input"], seen["blocks"]["hidden"]
+    every = [first, *stacked]
+    return {
+        f"{prefix}_{i}": Value(np.asarray(x), BLOCK, valid)
+        for i, x in enumerate(every)
+    }
+
+
+@functools.partial(jax.jit, static_argnames="config")
+def _run_vision(config: VisionConfig, params: Params, crops: jax.Array) -> Any:
+    return VisionTower(config).apply(
+        {"params": params}, crops, mutable=["intermediates"]
+    )
+
+
+def vision_layers(config: VisionConfig, params: Params, crops: np.ndarray) -> Answers:
+    """States of every block, and after the last norm (class token included)."""
+    _, state = _run_vision(config, params, crops)
+    seen = state["intermediates"]
+    values = _states("hidden", seen, None)
+    values["post_ln"] = Value(np.asarray(seen["normed"][0]), BLOCK)
+    return Answers(values)
+
+
+def vision_tokens(config: VisionConfig, params: Params, crops: np.ndarray) -> Value:
+    """The tokens that one variant of the tower gives."""
+    output, _ = _run_vision(config, params, crops)
+    return Value(np.asarray(output.tokens), BLOCK)
+
+
+@functools.partial(jax.jit, static_argnames="config")
+def _run_align(config: ModelConfig, params: Params, batch: Batch) -> Any:
+    def loss(params: Params) -> Any:
+        output, state = AlignModel(config).apply(
+            {"params": params},
+            batch,
+            mutable=["intermediates"],
+            capture_intermediates=_is_vision_tower,
+        )
+        return output.terms.loss, (output, state["intermediates"])
+
+    return jax.grad(loss, has_aux=True)(params)
+
+
+def _is_vision_tower(module: Any, method: str) -> bool:
+    return isinstance(module, VisionTower) and method == "__call__"
+
+
+def align_answers(config: ModelConfig, params: Params, batch: Batch) -> Answers:
+    """Everything that a stage-1 case is asked, gradients of its loss included."""
+    gradients, (output, seen) = _run_align(config, params, batch)
+    terms, answers = output.terms, batch.answers
+    fused = np.asarray(seen["fused"][0])
+    keep = ~batches.is_kind(batch.fusion.kinds, Kind.PAD)
+    text_keep = ~batches.is_kind(answers.kinds, Kind.PAD)
+    rows = np.arange(len(answers.eos))
+    slots = np.asarray(take_slots(jnp.asarray(fused), batch.fusion.slots))
+    is_slot = batch.fusion.slots < fused.shape[1]
+    normal = losses.normalize(jnp.asarray(slots[is_slot]))
+    zeroed = losses.zero_outliers(output.answers, jnp.asarray(answers.mask))
+    text_states = np.asarray(seen["text"]["normed"][0])
+    similarity = np.asarray(terms.similarity)
+
+    values = _fusion_values("fused", "fusion_last_hidden", batch, fused)
+    values |= _states("fusion_hidden", seen["fusion"], keep)
+    values[f"fusion_hidden_{config.fusion.blocks.num_layers}"] = values[
+        "fusion_last_hidden"
+    ]
+    values |= _states("text_hidden", seen["text"], text_keep)
+    values["text_last_hidden"] = Value(text_states, BLOCK, text_keep)
+    tokens = seen["vision"]["__call__"][0].tokens
+    outliers = np.asarray(zeroed != output.answers)
+    for name, tolerance, array in (
+        ("vision_tokens", BLOCK, tokens),
+        ("fusion_qed_eos_hidden", BLOCK, slots[is_slot]),
+        ("fusion_eos_hidden", BLOCK, slots[batches.question_ends(batch.fusion)]),
+        ("text_pooled", BLOCK, text_states[rows, answers.eos]),
+        ("imgque_embeds", MODEL, losses.normalize(output.questions)),
+        ("text_proj_raw", MODEL, output.answers),
+        ("text_outlier_mask", EXACT, outliers),
+        ("text_embeds", MODEL, losses.normalize(zeroed)),
+        ("logits_per_image", MODEL, similarity),
+        ("logits_per_text", MODEL, similarity.T),
+        ("qed_gram", MODEL, jnp.einsum("QD,PD->QP", normal, normal)),
+        ("loss_clip", MODEL, terms.contrastive),
+        ("loss_orth", MODEL, terms.orthogonality),
+        ("loss", MODEL, terms.loss),
+    ):
+        values[name] = Value(np.asarray(array), tolerance)
+    return Answers(values, names.export_tree(names.ALIGN_LAYOUT, gradients))
+
+
+def _fusion_values(
+    packed: str, last: str, batch: Batch, fused: np.ndarray
+) -> dict[str, Value]:
+    """Types and mask of the packed rows, and the fusion states that they hold."""
+    kinds = batch.fusion.kinds
+    keep = ~batches.is_kind(kinds, Kind.PAD)
+    return {
+        f"{packed}_tps": Value(kinds, EXACT),
+        f"{packed}_mask": Value(keep, EXACT),
+        last: Value(fused, BLOCK, keep),
+    }
+
+
+@functools.partial(jax.jit, static_argnames="config")
+def _run_vlm(config: ModelConfig, params: Params, batch: Batch) -> Any:
+    model = VLM(config)
+
+    def loss(params: Params) -> Any:
+        logits = model.apply({"params": params}, batch)
+        asked = batch.llm
+        terms = losses.answer_loss(logits, asked.loss_targets, asked.loss_mask)
+        return terms.loss, terms
+
+    gradients, terms = jax.grad(loss, has_aux=True)(params)
+    return gradients, terms, *_every_position(model, params, batch)
+
+
+def _every_position(model: VLM, params: Params, batch: Batch) -> Any:
+    hidden, state = model.apply(
+        {"params": params},
+        batch.fusion,
+        batch.llm,
+        method="hidden",
+        mutable=["intermediates"],
+    )
+    logits = model.apply({"params": params}, hidden, method="logits")
+    return hidden, logits, state["intermediates"]
+
+
+def vlm_answers(config: ModelConfig, params: Params, batch: Batch) -> Answers:
+    """Everything that a stage-2 case is asked, gradients of its loss included.
+
+    The loss is taken as in training, from logits at loss positions; the logits of all
+    positions come from a run of their own.
+    """
+    gradients, terms, hidden, logits, seen = _run_vlm(config, params, batch)
+    fused = np.asarray(seen["fused"][0])
+    is_slot = batch.fusion.slots < fused.shape[1]
+    slots = np.asarray(take_slots(jnp.asarray(fused), batch.fusion.slots))
+    keep = ~batches.is_kind(batch.llm.kinds, Kind.PAD)
+
+    values = _fusion_values("backbone", "backbone_last_hidden", batch, fused)
+    values |= _states("llm_hidden", seen["llm"], keep)
+    # The reference lists its last state after the final norm.
+    last = f"llm_hidden_{config.llm.blocks.num_layers}"
+    values[last] = Value(np.asarray(hidden), BLOCK, keep)
+    values["logits"] = Value(np.asarray(logits), MODEL, keep)
+    projected = np.asarray(seen["projected"][0])
+    for name, tolerance, array in (
+        ("selected_hidden", BLOCK, slots[is_slot]),
+        ("projected", MODEL, projected[is_slot]),
+        ("shifted_labels", EXACT, batches.shifted_labels(batch.llm)),
+        ("n_loss_tokens", EXACT, terms.count),
+        ("loss", MODEL, terms.loss),
+    ):
+        values[name] = Value(np.asarray(array), tolerance)
+    return Answers(values, names.export_tree(names.VLM_LAYOUT, gradients))
+
+
+@functools.partial(jax.jit, static_argnames=("config", "length"))
+def _prefill(config: ModelConfig, length: int, params: Params, batch: Batch) -> Any:
+    cache = empty_cache(config.llm, batch.llm.ids.shape[0], length)
+    return VLM(config).apply(
+        {"params": params}, batch.fusion, batch.llm, cache, method="prefill"
+    )
+
+
+@functools.partial(jax.jit, static_argnames="config")
+def _decode(config: ModelConfig, params: Params, *inputs: Any) -> Any:
+    return VLM(config).apply({"params": params}, *inputs, method="decode")
+
+
+@functools.partial(jax.jit, static_argnames="config")
+def _recompute(config: ModelConfig, params: Params, batch: Batch) -> Any:
+    return _every_position(VLM(config), params, batch)[1]
+
+
+def greedy_answers(
+    config: ModelConfig, params: Params, batch: Batch, num_tokens: int
+) -> Answers:
+    """`num_tokens` greedy tokens with a KV cache, and again without one.
+
+    Raises ValueError unless the batch holds one prompt without padding.
+    """
+    asked = batch.llm
+    if asked.ids.shape[0] != 1 or np.any(asked.kinds == int(Kind.PAD)):
+        raise ValueError(
+            f"in__input_ids: got {asked.ids.shape[0]} rows, expected one prompt "
+            "without padding"
+        )
+    prompt = asked.ids.shape[1]
+    logits, cache = _prefill(config, prompt + num_tokens, params, batch)
+    steps = [logits]
+    for i in range(num_tokens - 1):
+        token = jnp.argmax(steps[-1], axis=-1)
+        at = jnp.full(1, prompt + i)
+        logits, cache = _decode(config, params, token, at, cache)
+        steps.append(logits)
+    cached = np.concatenate(steps)  # [tokens, W]
+    tokens = cached.argmax(axis=-1)
+
+    sequence = np.append(asked.ids[0], tokens).astype(np.int32)[None]
+    answer = np.full(num_tokens, int(Kind.ANS), np.int32)
+    longer = asked._replace(
+        ids=sequence, kinds=np.append(asked.kinds[0], answer)[None]
+    )
+    # A place that only fills the bucket would now lie inside the row; there is none.
+    full = np.asarray(_recompute(config, params, batch._replace(llm=longer)))
+    recomputed = full[0, prompt - 1 : -1]
+    values = {
+        "new_tokens": Value(tokens, EXACT),
+        "sequences": Value(sequence[0], EXACT),
+        "step_logits": Value(cached, MODEL),
+        "teacher_forced_logits": Value(recomputed, MODEL),
+        "teacher_forced_tokens": Value(recomputed.argmax(axis=-1), EXACT),
+    }
+    pairs = {"cached vs recomputed": (recomputed, Value(cached, MODEL))}
+    return Answers(values, pairs=pairs)
