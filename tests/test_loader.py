@@ -172,6 +172,7 @@ def test_boxes_move_to_the_padded_square_in_training_only():
             r"'sample-3': answer 0 has 16 tokens.*max_answer_length is 16",
         ),
         (sample(3)._replace(turns=(Turn("", "1"),)), ADAPT, r"'sample-3': question 0"),
+        (sample(3)._replace(turns=()), ADAPT, r"'sample-3' has no turns"),
     ],
 )
 def test_bad_samples_raise_with_their_id(record, encoding, message):
@@ -319,7 +320,7 @@ def test_the_smallest_bucket_that_fits_is_taken():
             (32,),
             r"batch.fusion_length allows \(32,\), but sample 'sam",
         ),
-        ("llm_length", (16, 24), r"sample 'sample-5' needs 41: add a size of at least 41"),
+        ("llm_length", (16, 24), r"'sample-5' needs 41: add a size of at least 41"),
         ("loss_positions", (), r"batch.loss_positions allows no size"),
         ("query_slots", (3,), r"'sample-5' needs 7.*batch.query_slots"),
         ("crops", (4,), r"batch.crops.*2 samples need 5 together, sample 'sample-5'"),
@@ -361,6 +362,8 @@ def test_fitted_buckets_hold_the_data(encoding):
         shapes.add(tuple(array.shape for array in leaves(batch).values()))
         assert batch.fusion.slots.shape[1] == 7
     assert len(shapes) <= spec.num_shapes(encoding.stage)
+    spread = fit_buckets(probe, batch_size=4, tokens_per_crop=TOKENS, devices=5)
+    assert spread.crops[-1] % 5 == 0 and spread.crops[-1] >= spec.crops[-1]
     with pytest.raises(ValueError, match="no samples to probe"):
         fit_buckets([], batch_size=4, tokens_per_crop=TOKENS)
 

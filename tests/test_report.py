@@ -340,8 +340,8 @@ FILES = {
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_a_missing_file_is_named_in_its_section(run_dir, name):
-    assert " is missing" not in Page(write_report(run_dir).read_text()).text
+def test_a_missing_file_is_named_in_its_section(finished, run_dir, name):
+    assert " is missing" not in Page(finished[1].read_text()).text
     (run_dir / name).unlink()
     page = Page(write_report(run_dir).read_text())
     said = " ".join(page.sections[FILES[name]])

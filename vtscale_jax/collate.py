@@ -145,6 +145,7 @@ def fit_buckets(
     batch_size: int,
     tokens_per_crop: int,
     shard_count: int = 1,
+    devices: int = 1,
     headroom: float = 1.25,
     multiple: int = 16,
 ) -> BatchSpec:
@@ -155,7 +156,8 @@ def fit_buckets(
     the most. Crops, fusion length and LLM length also get a smaller size when half of
     the batches can do with at most 0.8 of the largest. (The longest of n independent
     samples is below the quantile q^(1/n) of one sample with probability q.)
-    Text lengths are rounded up to `multiple`. At most 8 shapes.
+    Text lengths are rounded up to `multiple`; crops and answers, which lie spread over
+    the `devices` of a host, to a multiple of their number. At most 8 shapes.
     """
     if not probe:
         raise ValueError("fit_buckets got no samples to probe, expected at least one.")
@@ -167,7 +169,8 @@ def fit_buckets(
     chosen: dict[str, tuple[int, ...]] = {}
     for axis, values in columns.items():
         if axis in PACKED_AXES:
-            largest, smaller = rows * values.max(), math.ceil(rows * values.mean())
+            largest = _rounded(rows * int(values.max()), devices)
+            smaller = _rounded(rows * float(values.mean()), devices)
         elif axis == "query_slots":
             largest = smaller = values.max()
         else:
@@ -187,9 +190,13 @@ def _rounded(size: float | int, multiple: int) -> int:
     return multiple * math.ceil(size / multiple)
 
 
+def _num_outputs(sample: Encoded) -> int:
+    return len(fusion_slots(sample.fusion)) if len(sample.crops) else 0
+
+
 def _needs(sample: Encoded, tokens_per_crop: int) -> dict[str, int]:
     num_crops = len(sample.crops)
-    slots = len(fusion_slots(sample.fusion)) if num_crops else 0
+    slots = _num_outputs(sample)
     length = num_crops * tokens_per_crop + len(sample.fusion.ids) if num_crops else 0
     needs = {"crops": num_crops, "fusion_length": length, "query_slots": slots}
     if sample.llm is not None:
@@ -262,7 +269,7 @@ def _llm_input(samples: Sequence[Encoded], sizes: dict[str, int]) -> LLMInput:
         length = len(sample.llm.ids)
         ids[row, :length], kinds[row, :length] = sample.llm
         found = llm_slots(sample.llm)
-        outputs = len(fusion_slots(sample.fusion)) if len(sample.crops) else 0
+        outputs = _num_outputs(sample)
         if len(found) != outputs:
             raise ValueError(
                 f"sample {sample.id!r} has {outputs} fusion outputs for {len(found)} "

@@ -118,11 +118,6 @@ def _encode(record: Record, encoding: Encoding, layout: QueryLayout) -> Encoded:
         )
         if not encoding.prompts:
             record = _remapped(record, *picture.size, encoding.view_size)
-    if not (encoding.prompts or record.turns[-1].answer):
-        raise ValueError(
-            f"sample {record.id!r}: its last answer is empty, so there is nothing to "
-            "train on. Give the answer, or encode prompts with prompts=True."
-        )
     fusion = fusion_sequence(
         record,
         encoding.fusion_tokenizer,
@@ -131,6 +126,11 @@ def _encode(record: Record, encoding: Encoding, layout: QueryLayout) -> Encoded:
         template=encoding.template if encoding.question == "templated" else None,
         fixed_text=encoding.fixed_text,
     )
+    if not (encoding.prompts or record.turns[-1].answer):
+        raise ValueError(
+            f"sample {record.id!r}: its last answer is empty, so there is nothing to "
+            "train on. Give the answer, or encode prompts with prompts=True."
+        )
     if align:
         answers = answer_sequences(
             record,

@@ -30,12 +30,18 @@ class Tokenizer(Protocol):
     """What is asked of a tokenizer; Hugging Face fast tokenizers have it."""
 
     @property
-    def eos_token_id(self) -> int | None: ...
+    def eos_token_id(self) -> int | None:
+        """The id that ends a question and an answer."""
+        ...
 
     @property
-    def pad_token_id(self) -> int | None: ...
+    def pad_token_id(self) -> int | None:
+        """The id of placeholders without their own; None stands for ⟨eos⟩."""
+        ...
 
-    def encode(self, text: str, *, add_special_tokens: bool) -> Sequence[int]: ...
+    def encode(self, text: str, *, add_special_tokens: bool) -> Sequence[int]:
+        """The ids of a text; special tokens written out in it count as such."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -66,11 +72,13 @@ class QueryLayout:
                 f"num_queries is {self.num_queries}, but every question needs at "
                 "least one output (its ⟨eos⟩): set num_queries to 1 or more."
             )
-        if self.num_followup_queries is None:
-            object.__setattr__(self, "num_followup_queries", min(8, self.num_queries))
-        if not 1 <= self.num_followup_queries <= self.num_queries:
+        followup = self.num_followup_queries
+        if followup is None:
+            followup = min(8, self.num_queries)
+            object.__setattr__(self, "num_followup_queries", followup)
+        if not 1 <= followup <= self.num_queries:
             raise ValueError(
-                f"num_followup_queries is {self.num_followup_queries} with num_queries "
+                f"num_followup_queries is {followup} with num_queries "
                 f"{self.num_queries}, but follow-up questions reuse the first query "
                 "rows: set num_followup_queries between 1 and num_queries, or leave it "
                 "None for min(8, num_queries)."
@@ -78,6 +86,7 @@ class QueryLayout:
 
     def count(self, turn: int) -> int:
         """The number N of outputs of question `turn` (0 is the first)."""
+        assert self.num_followup_queries is not None
         return self.num_queries if turn == 0 else self.num_followup_queries
 
     def total(self, num_turns: int) -> int:

@@ -287,8 +287,8 @@ def _global_view(
     used = pixels.take(taps.used, axis=0).take(taps.used, axis=1)
     used = _normalise(used.astype(np.float32), mean, std)
     mix = list(zip(taps.place.T, taps.weight.T[..., None], strict=True))
-    rows = reduce(np.add, [used[place] * weight[..., None] for place, weight in mix])
-    return reduce(np.add, [rows.take(place, axis=1) * weight for place, weight in mix])
+    rows = reduce(np.add, (used[place] * weight[..., None] for place, weight in mix))
+    return reduce(np.add, (rows.take(place, axis=1) * weight for place, weight in mix))
 
 
 class _Taps(NamedTuple):

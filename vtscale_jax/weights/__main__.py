@@ -1,6 +1,6 @@
 """Command line of the weights.
 
-    python -m vtscale_jax.weights check-goldens DIR
+python -m vtscale_jax.weights check-goldens DIR
 """
 
 import argparse

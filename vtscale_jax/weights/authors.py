@@ -30,7 +30,7 @@ from vtscale_jax.llm import LLMConfig
 from vtscale_jax.text_tower import TextConfig
 from vtscale_jax.types import AnswerInput, Batch, FusionInput, LLMInput
 from vtscale_jax.vision import VisionConfig, VisionTower
-from vtscale_jax.vlm import VLM, AlignModel, ModelConfig
+from vtscale_jax.vlm import ModelConfig
 from vtscale_jax.weights import names
 
 Json = Mapping[str, Any]
@@ -195,7 +195,9 @@ def align_config(
         vision=vision_config(clip.get("vision_config") or {}),
         fusion=fusion_config(clip, first_query_id),
         llm=llm,
-        text=text_config(clip.get("text_config") or {}, clip.get("projection_dim", 512)),
+        text=text_config(
+            clip.get("text_config") or {}, clip.get("projection_dim", 512)
+        ),
     )
 
 
@@ -288,7 +290,7 @@ def open_tensors(path: Path) -> TensorFiles:
 def read_params(
     path: Path, layout: names.Layout, config: ModelConfig | VisionConfig, model: type
 ) -> dict[str, Any]:
-    """Parameters of `model` from the safetensors at `path`, strictly (`import_tree`)."""
+    """Parameters of `model` from safetensors at `path`, strictly (`import_tree`)."""
     tensors = open_tensors(path)
     targets = parameter_shapes(config, model)
     return names.import_tree(layout, tensors.shapes, tensors.read, targets)

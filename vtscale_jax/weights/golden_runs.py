@@ -5,27 +5,30 @@ perturbed model does not compile again.
 """
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from vtscale_jax import losses
-from vtscale_jax.llm import empty_cache
+from vtscale_jax.llm import LLM, empty_cache
 from vtscale_jax.types import Batch, Kind
 from vtscale_jax.vision import VisionConfig, VisionTower
 from vtscale_jax.vlm import VLM, AlignModel, ModelConfig, take_slots
 from vtscale_jax.weights import golden_batches as batches
 from vtscale_jax.weights import names
+from vtscale_jax.weights.golden_blocks import Tower
 
 # Ids, types, masks and greedy tokens are decisions, not approximations.
 EXACT = 0.0
-# States after each block, norm or lookup. Two float32 computations of them differ by
-# rounding alone; the reference itself moves by up to 7e-6 when it is run in float64.
+# One block, norm or lookup from the reference's own input to it. On states of order
+# one, two float32 computations of it differ by a few units in the last place.
 BLOCK = 1e-5
-# Everything behind a projection, softmax or loss, where such differences add up.
+# Whatever the whole model computes from pixels and ids. The rounding of its blocks adds
+# up: the reference itself moves by up to 7e-6 when it is run in float64.
 MODEL = 1e-4
 # Gradients span seven orders of magnitude, so theirs is a relative error, with a floor
 # for those that vanish (biases of attention keys): |a − b| / (|b| + GRADIENT_FLOOR).
@@ -44,11 +47,12 @@ class Value(NamedTuple):
 
 
 class Answers(NamedTuple):
-    """Values by the reference's names, gradients by its parameters' names, and pairs
-    that must agree among themselves."""
+    """Values by the reference's names, gradients by its parameters' names, towers whose
+    blocks can be run one by one, and pairs of ours that must agree."""
 
     values: dict[str, Value]
     gradients: dict[str, np.ndarray] = {}
+    towers: tuple[Tower, ...] = ()
     pairs: dict[str, tuple[np.ndarray, Value]] = {}
 
 
@@ -57,9 +61,13 @@ def _states(prefix: str, seen: Params, valid: np.ndarray | None) -> dict[str, Va
     (first,), (stacked,) = seen["input"], seen["blocks"]["hidden"]
     every = [first, *stacked]
     return {
-        f"{prefix}_{i}": Value(np.asarray(x), BLOCK, valid)
-        for i, x in enumerate(every)
+        f"{prefix}_{i}": Value(np.asarray(x), MODEL, valid) for i, x in enumerate(every)
     }
+
+
+def _embedded(values: dict[str, Value], name: str) -> dict[str, Value]:
+    """The values with `name`, which is a lookup or one norm, held to BLOCK."""
+    return {**values, name: values[name]._replace(tolerance=BLOCK)}
 
 
 @functools.partial(jax.jit, static_argnames="config")
@@ -73,15 +81,18 @@ def vision_layers(config: VisionConfig, params: Params, crops: np.ndarray) -> An
     """States of every block, and after the last norm (class token included)."""
     _, state = _run_vision(config, params, crops)
     seen = state["intermediates"]
-    values = _states("hidden", seen, None)
-    values["post_ln"] = Value(np.asarray(seen["normed"][0]), BLOCK)
-    return Answers(values)
+    values = _embedded(_states("hidden", seen, None), "hidden_0")
+    values["post_ln"] = Value(np.asarray(seen["normed"][0]), MODEL)
+    tower = Tower(
+        "hidden", "post_ln", "post_norm", False, config.blocks, params, keep=None
+    )
+    return Answers(values, towers=(tower,))
 
 
 def vision_tokens(config: VisionConfig, params: Params, crops: np.ndarray) -> Value:
     """The tokens that one variant of the tower gives."""
     output, _ = _run_vision(config, params, crops)
-    return Value(np.asarray(output.tokens), BLOCK)
+    return Value(np.asarray(output.tokens), MODEL)
 
 
 @functools.partial(jax.jit, static_argnames="config")
@@ -91,15 +102,16 @@ def _run_align(config: ModelConfig, params: Params, batch: Batch) -> Any:
             {"params": params},
             batch,
             mutable=["intermediates"],
-            capture_intermediates=_is_vision_tower,
+            capture_intermediates=_is_called(VisionTower),
         )
         return output.terms.loss, (output, state["intermediates"])
 
     return jax.grad(loss, has_aux=True)(params)
 
 
-def _is_vision_tower(module: Any, method: str) -> bool:
-    return isinstance(module, VisionTower) and method == "__call__"
+def _is_called(kind: type[nn.Module]) -> Callable[[nn.Module, str], bool]:
+    """A filter that captures what modules of this kind return when called."""
+    return lambda module, method: isinstance(module, kind) and method == "__call__"
 
 
 def align_answers(config: ModelConfig, params: Params, batch: Batch) -> Answers:
@@ -122,15 +134,16 @@ def align_answers(config: ModelConfig, params: Params, batch: Batch) -> Answers:
     values[f"fusion_hidden_{config.fusion.blocks.num_layers}"] = values[
         "fusion_last_hidden"
     ]
-    values |= _states("text_hidden", seen["text"], text_keep)
-    values["text_last_hidden"] = Value(text_states, BLOCK, text_keep)
+    text = _states("text_hidden", seen["text"], text_keep)
+    values |= _embedded(text, "text_hidden_0")
+    values["text_last_hidden"] = Value(text_states, MODEL, text_keep)
     tokens = seen["vision"]["__call__"][0].tokens
     outliers = np.asarray(zeroed != output.answers)
     for name, tolerance, array in (
-        ("vision_tokens", BLOCK, tokens),
-        ("fusion_qed_eos_hidden", BLOCK, slots[is_slot]),
-        ("fusion_eos_hidden", BLOCK, slots[batches.question_ends(batch.fusion)]),
-        ("text_pooled", BLOCK, text_states[rows, answers.eos]),
+        ("vision_tokens", MODEL, tokens),
+        ("fusion_qed_eos_hidden", MODEL, slots[is_slot]),
+        ("fusion_eos_hidden", MODEL, slots[batches.question_ends(batch.fusion)]),
+        ("text_pooled", MODEL, text_states[rows, answers.eos]),
         ("imgque_embeds", MODEL, losses.normalize(output.questions)),
         ("text_proj_raw", MODEL, output.answers),
         ("text_outlier_mask", EXACT, outliers),
@@ -143,7 +156,28 @@ def align_answers(config: ModelConfig, params: Params, batch: Batch) -> Answers:
         ("loss", MODEL, terms.loss),
     ):
         values[name] = Value(np.asarray(array), tolerance)
-    return Answers(values, names.export_tree(names.ALIGN_LAYOUT, gradients))
+    towers = (
+        Tower(
+            "fusion_hidden",
+            "fusion_last_hidden",
+            "norm",
+            True,
+            config.fusion.blocks,
+            params["fusion"],
+            keep,
+        ),
+        Tower(
+            "text_hidden",
+            "text_last_hidden",
+            "final_norm",
+            False,
+            config.text.blocks,
+            params["text"],
+            text_keep,
+        ),
+    )
+    exported = names.export_tree(names.ALIGN_LAYOUT, gradients)
+    return Answers(values, exported, towers)
 
 
 def _fusion_values(
@@ -155,7 +189,7 @@ def _fusion_values(
     return {
         f"{packed}_tps": Value(kinds, EXACT),
         f"{packed}_mask": Value(keep, EXACT),
-        last: Value(fused, BLOCK, keep),
+        last: Value(fused, MODEL, keep),
     }
 
 
@@ -164,32 +198,27 @@ def _run_vlm(config: ModelConfig, params: Params, batch: Batch) -> Any:
     model = VLM(config)
 
     def loss(params: Params) -> Any:
-        logits = model.apply({"params": params}, batch)
+        logits, state = model.apply(
+            {"params": params},
+            batch,
+            mutable=["intermediates"],
+            capture_intermediates=_is_called(LLM),
+        )
         asked = batch.llm
         terms = losses.answer_loss(logits, asked.loss_targets, asked.loss_mask)
-        return terms.loss, terms
+        return terms.loss, (terms, state["intermediates"])
 
-    gradients, terms = jax.grad(loss, has_aux=True)(params)
-    return gradients, terms, *_every_position(model, params, batch)
-
-
-def _every_position(model: VLM, params: Params, batch: Batch) -> Any:
-    hidden, state = model.apply(
-        {"params": params},
-        batch.fusion,
-        batch.llm,
-        method="hidden",
-        mutable=["intermediates"],
-    )
+    gradients, (terms, seen) = jax.grad(loss, has_aux=True)(params)
+    hidden = seen["llm"]["__call__"][0].hidden
     logits = model.apply({"params": params}, hidden, method="logits")
-    return hidden, logits, state["intermediates"]
+    return gradients, terms, hidden, logits, seen
 
 
 def vlm_answers(config: ModelConfig, params: Params, batch: Batch) -> Answers:
     """Everything that a stage-2 case is asked, gradients of its loss included.
 
     The loss is taken as in training, from logits at loss positions; the logits of all
-    positions come from a run of their own.
+    positions are taken beside it, from the same states.
     """
     gradients, terms, hidden, logits, seen = _run_vlm(config, params, batch)
     fused = np.asarray(seen["fused"][0])
@@ -201,18 +230,22 @@ def vlm_answers(config: ModelConfig, params: Params, batch: Batch) -> Answers:
     values |= _states("llm_hidden", seen["llm"], keep)
     # The reference lists its last state after the final norm.
     last = f"llm_hidden_{config.llm.blocks.num_layers}"
-    values[last] = Value(np.asarray(hidden), BLOCK, keep)
+    values[last] = Value(np.asarray(hidden), MODEL, keep)
     values["logits"] = Value(np.asarray(logits), MODEL, keep)
     projected = np.asarray(seen["projected"][0])
     for name, tolerance, array in (
-        ("selected_hidden", BLOCK, slots[is_slot]),
+        ("selected_hidden", MODEL, slots[is_slot]),
         ("projected", MODEL, projected[is_slot]),
         ("shifted_labels", EXACT, batches.shifted_labels(batch.llm)),
         ("n_loss_tokens", EXACT, terms.count),
         ("loss", MODEL, terms.loss),
     ):
         values[name] = Value(np.asarray(array), tolerance)
-    return Answers(values, names.export_tree(names.VLM_LAYOUT, gradients))
+    tower = Tower(
+        "llm_hidden", last, "norm", True, config.llm.blocks, params["llm"], keep
+    )
+    exported = names.export_tree(names.VLM_LAYOUT, gradients)
+    return Answers(values, exported, (tower,))
 
 
 @functools.partial(jax.jit, static_argnames=("config", "length"))
@@ -230,7 +263,9 @@ def _decode(config: ModelConfig, params: Params, *inputs: Any) -> Any:
 
 @functools.partial(jax.jit, static_argnames="config")
 def _recompute(config: ModelConfig, params: Params, batch: Batch) -> Any:
-    return _every_position(VLM(config), params, batch)[1]
+    model, variables = VLM(config), {"params": params}
+    hidden = model.apply(variables, batch.fusion, batch.llm, method="hidden")
+    return model.apply(variables, hidden, method="logits")
 
 
 def greedy_answers(
@@ -259,9 +294,7 @@ def greedy_answers(
 
     sequence = np.append(asked.ids[0], tokens).astype(np.int32)[None]
     answer = np.full(num_tokens, int(Kind.ANS), np.int32)
-    longer = asked._replace(
-        ids=sequence, kinds=np.append(asked.kinds[0], answer)[None]
-    )
+    longer = asked._replace(ids=sequence, kinds=np.append(asked.kinds[0], answer)[None])
     # A place that only fills the bucket would now lie inside the row; there is none.
     full = np.asarray(_recompute(config, params, batch._replace(llm=longer)))
     recomputed = full[0, prompt - 1 : -1]

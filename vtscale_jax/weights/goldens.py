@@ -17,7 +17,7 @@ import numpy as np
 
 from vtscale_jax.vision import VisionConfig, VisionTower
 from vtscale_jax.vlm import VLM, AlignModel, ModelConfig
-from vtscale_jax.weights import authors, golden_runs, names
+from vtscale_jax.weights import authors, golden_blocks, golden_runs, names
 from vtscale_jax.weights import golden_batches as batches
 from vtscale_jax.weights.golden_batches import Arrays
 from vtscale_jax.weights.golden_runs import Answers, Value
@@ -201,7 +201,9 @@ def _check_vision(golden: Golden, case: str) -> Iterator[CaseReport]:
     if "pixel_values" not in arrays:
         raise ValueError(f"{prefix}: got no pixel_values, expected the tower's input")
     crops = batches.to_crops(arrays.pop("pixel_values"))
-    run = functools.partial(golden_runs.vision_tokens, params=golden.params, crops=crops)
+    run = functools.partial(
+        golden_runs.vision_tokens, params=golden.params, crops=crops
+    )
     layers = golden_runs.vision_layers(golden.config, golden.params, crops)
     own = {"merge_only": _variant_config(golden.config, "merge_nolf")}
     reports = []
@@ -214,7 +216,7 @@ def _check_vision(golden: Golden, case: str) -> Iterator[CaseReport]:
             reports.append(_report(f"{prefix}/{variant}", answers, theirs))
     # What is left is of the layers, of the merge alone, or unknown.
     values = layers.values | {n: run(c) for n, c in own.items() if c and n in arrays}
-    yield _report(f"{prefix}/layers", Answers(values), arrays)
+    yield _report(f"{prefix}/layers", layers._replace(values=values), arrays)
     yield from reports
 
 
@@ -285,6 +287,11 @@ def _report(case: str, answers: Answers, theirs: Arrays) -> CaseReport:
     if norms_given:
         absent = [n for n in answers.gradients if f"grad_norm__{n}" not in theirs]
         unchecked += [f"grad_norm__{n} (not given)" for n in absent]
+    plain = {_split_name(name)[1]: array for name, array in theirs.items()}
+    for tower in answers.towers:
+        for step in golden_blocks.steps(tower, plain):
+            value = Value(step.ours, golden_runs.BLOCK, tower.keep)
+            quantities.append(compare(step.name, value, plain[step.target]))
     for name, (array, value) in answers.pairs.items():
         quantities.append(compare(name, value, array))
     return CaseReport(case, tuple(quantities), tuple(unchecked))

@@ -171,10 +171,10 @@ ALIGN_LAYOUT = Layout(
     ),
     # Older files nest the vision tower once more, and still hold CLIP's
     # post_layernorm, whose place a norm of another name has taken.
-    renames=((r"clip_model\.vision_model\.vision_model\.", "clip_model.vision_model."),),
-    skipped=(
-        r"clip_model\.vision_model\.vision_model\.post_layernorm\.(weight|bias)",
+    renames=(
+        (r"clip_model\.vision_model\.vision_model\.", "clip_model.vision_model."),
     ),
+    skipped=(r"clip_model\.vision_model\.vision_model\.post_layernorm\.(weight|bias)",),
 )
 
 VLM_LAYOUT = Layout(

@@ -1,0 +1,66 @@
+"""The base of every config: presets, stages and inputs joined by commas.
+
+    configs/m256.py                     embedded preset, stage adapt
+    configs/m16.py:stage=finetune       stage 2 from scratch
+    configs/m256.py:paper,stage=align   the paper's stage 1
+    configs/m64.py:inputs=vq            without the question in the fusion input
+
+Any field can be overridden: --config.data.batch_size=8.
+"""
+
+from collections.abc import Callable
+
+from ml_collections import ConfigDict, config_dict
+
+from configs import presets
+
+STAGES = ("align", "finetune", "adapt")
+INPUTS = ("vqq", "vq")
+
+
+def with_queries(num_queries: int) -> Callable[[str], ConfigDict]:
+    """`get_config` of the config file for M = `num_queries`."""
+
+    def get_config(arg: str = "") -> ConfigDict:
+        preset, stage, inputs = _parse(arg)
+        config = ConfigDict(
+            {
+                "name": "",
+                "preset": preset,
+                "stage": stage,
+                "inputs": inputs,
+                "num_queries": num_queries,
+                "num_followup_queries": config_dict.placeholder(int),
+                "query_schedule": (),
+                "seed": 0,
+            }
+        )
+        config.update(presets.PRESETS[preset](stage))
+        name = f"m{num_queries}-{preset}"
+        name += "" if stage == "adapt" else f"-{stage}"
+        config.name = name + ("" if inputs == "vqq" else f"-{inputs}")
+        if stage == "finetune" and not config.weights.init_from:
+            config.weights.init_from = f"runs/m{num_queries}-{preset}-align"
+        if config.query_schedule and config.query_schedule[-1][1] != num_queries:
+            config.query_schedule = ()
+        return config.lock()
+
+    return get_config
+
+
+def _parse(arg: str) -> tuple[str, str, str]:
+    preset, stage, inputs = "embedded", "adapt", "vqq"
+    for word in filter(None, arg.split(",")):
+        if word in presets.PRESETS:
+            preset = word
+        elif word.startswith("stage=") and word[6:] in STAGES:
+            stage = word[6:]
+        elif word.startswith("inputs=") and word[7:] in INPUTS:
+            inputs = word[7:]
+        else:
+            raise ValueError(
+                f"config argument {word!r} is unknown; expected a preset "
+                f"{tuple(presets.PRESETS)}, stage= one of {STAGES}, or inputs= one of "
+                f"{INPUTS}, joined by commas: configs/m256.py:paper,stage=align"
+            )
+    return preset, stage, inputs

@@ -1,0 +1,3 @@
+from configs.base import with_queries
+
+get_config = with_queries(16)

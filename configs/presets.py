@@ -1,0 +1,269 @@
+"""The presets: sizes, data and recipe for each stage. A preset is a function of the
+stage that returns the fields which `base` does not set."""
+
+from ml_collections import config_dict
+
+NONE_INT = config_dict.placeholder(int)
+
+
+def _blocks(width: int, mlp_width: int, num_heads: int, num_layers: int, **more):
+    return {
+        "width": width,
+        "mlp_width": mlp_width,
+        "num_heads": num_heads,
+        "num_layers": num_layers,
+        **more,
+    }
+
+
+def _clip(width: int, mlp_width: int, num_heads: int, num_layers: int) -> dict:
+    return _blocks(
+        width, mlp_width, num_heads, num_layers, norm_eps=1e-5, activation="quick_gelu"
+    )
+
+
+def _fusion(width: int, mlp_width: int, num_layers: int) -> dict:
+    """Heads of 64, no grouped queries, as the authors build it from the CLIP config."""
+    return _blocks(width, mlp_width, width // 64, num_layers, norm_eps=1e-6)
+
+
+def _digit_pages(page_size: int, min_share: float, max_share: float) -> dict:
+    """Pages whose digits take `min_share` to `max_share` of the side of their cell."""
+    return {
+        "name": "digit_pages",
+        "page": {
+            "page_size": page_size,
+            "min_share": min_share,
+            "max_share": max_share,
+        },
+        "num_records": 65536,
+        "questions_per_page": 4,
+        "families": ("read", "locate", "count", "exists", "choice", "describe"),
+    }
+
+
+def _jsonl() -> dict:
+    return {"name": "jsonl", "path": "", "heldout_path": "", "image_root": ""}
+
+
+def _optim(**values) -> dict:
+    return {
+        "steps": NONE_INT,
+        "epochs": config_dict.placeholder(float),
+        "learning_rate": 1e-3,
+        "warmup": 0.03,
+        "final_share": 0.0,
+        "weight_decay": 0.0,
+        "b1": 0.9,
+        "b2": 0.999,
+        "clip_norm": 1.0,
+        "accumulation": 1,
+        "rate_rules": ((r".*", 1.0),),
+        **values,
+    }
+
+
+def _run(log_every: int, eval_every: int, questions: int, save_every: int) -> dict:
+    """How often to log, evaluate and save, in steps; `questions` per family in the
+    final evaluation, a quarter of them while training."""
+    return {
+        "log": {"every": log_every},
+        "eval": {
+            "every": eval_every,
+            "questions": questions,
+            "batch_size": 64,
+            "max_new_tokens": 24,
+        },
+        "checkpoint": {"every": save_every, "keep": 2},
+    }
+
+
+def embedded(stage: str) -> dict:
+    """Tiny models whose weights ship in the package, on 96-pixel Digit Pages: nine
+    local views of 32 pixels, one per cell, and the global view."""
+    optim = {
+        "align": _optim(steps=1500, learning_rate=1e-3, warmup=0.1, weight_decay=0.01),
+        "finetune": _optim(
+            steps=6000, learning_rate=1e-3, warmup=0.03, weight_decay=0.01
+        ),
+        "adapt": _optim(epochs=1.0, learning_rate=5e-4, warmup=0.03),
+    }[stage]
+    return {
+        "model": {
+            "dtype": "auto",
+            "llm_param_dtype": "auto",
+            "remat": False,
+            "unroll": 1,
+            "vision": {
+                "image_size": 32,
+                "patch_size": 8,
+                "blocks": _clip(128, 512, 4, 4),
+            },
+            "fusion": {
+                "vocab_size": 70,
+                "frozen_id": NONE_INT,
+                "blocks": _fusion(128, 512, 4),
+            },
+            "llm": {
+                "vocab_size": 70,
+                "tie_embeddings": False,
+                "blocks": _blocks(128, 352, 4, 4, num_kv_heads=2, norm_eps=1e-5),
+            },
+            "text": {
+                "vocab_size": 70,
+                "max_length": 32,
+                "projection_width": 128,
+                "blocks": _clip(128, 512, 4, 2),
+            },
+        },
+        "weights": {
+            "clip": "embedded",
+            "llm": "embedded",
+            "init_from": "embedded" if stage == "adapt" else "",
+            "tokenizer": "embedded",
+            "fusion_tokenizer": "embedded",
+        },
+        "data": {
+            **_digit_pages(96, 0.5, 0.75),
+            "template": "plain",
+            "max_local_views": 9,
+            "batch_size": 16 if stage == "adapt" else 32,
+            "subset": 0.1 if stage == "adapt" else 1.0,
+            "require_image": True,
+            "num_threads": 1,
+        },
+        "optim": optim,
+        "query_schedule": ((0, 16), (4000, 64), (5000, 256))
+        if stage == "finetune"
+        else (),
+        **_run(log_every=10, eval_every=200, questions=512, save_every=100),
+    }
+
+
+def smol(stage: str) -> dict:
+    """SmolLM2-135M-Instruct, frozen, with a small CLIP on large pages whose small
+    digits need the local views."""
+    return {
+        "model": {
+            "dtype": "auto",
+            "llm_param_dtype": "auto",
+            "remat": True,
+            "unroll": 1,
+            "vision": {
+                "image_size": 112,
+                "patch_size": 14,
+                "blocks": _clip(384, 1536, 6, 8),
+            },
+            "fusion": {
+                "vocab_size": 70,
+                "frozen_id": NONE_INT,
+                "blocks": _fusion(384, 1536, 8),
+            },
+            "llm": {
+                "vocab_size": 49152,
+                "tie_embeddings": True,
+                "blocks": _blocks(
+                    576,
+                    1536,
+                    9,
+                    30,
+                    num_kv_heads=3,
+                    norm_eps=1e-5,
+                    rope_theta=100000.0,
+                ),
+            },
+            "text": {
+                "vocab_size": 70,
+                "max_length": 64,
+                "projection_width": 256,
+                "blocks": _clip(256, 1024, 4, 4),
+            },
+        },
+        "weights": {
+            "clip": "fresh",
+            "llm": "HuggingFaceTB/SmolLM2-135M-Instruct",
+            "init_from": "runs/m256-smol-finetune" if stage == "adapt" else "",
+            "tokenizer": "HuggingFaceTB/SmolLM2-135M-Instruct",
+            "fusion_tokenizer": "embedded",
+        },
+        "data": {
+            **_digit_pages(336, 0.25, 0.4),
+            "template": "chatml",
+            "max_local_views": 9,
+            "batch_size": 32,
+            "subset": 0.1 if stage == "adapt" else 1.0,
+            "require_image": True,
+            "num_threads": 4,
+        },
+        "optim": _optim(
+            steps={"align": 1000, "finetune": 6000, "adapt": 600}[stage],
+            learning_rate=5e-4,
+            warmup=0.1 if stage == "align" else 0.03,
+        ),
+        **_run(log_every=10, eval_every=500, questions=512, save_every=200),
+    }
+
+
+def paper(stage: str) -> dict:
+    """CLIP ViT-L/14-336, a 20-layer fusion decoder and Llama-2-7B, with the paper's
+    hyperparameters (Appendices B and C): align 1,000 steps of 256; finetune two epochs
+    and adapt 10 % of the data, in updates of 5 per device × 8 devices × 64."""
+    align = stage == "align"
+    optim = {
+        "align": _optim(steps=1000, learning_rate=2e-5, warmup=0.1),
+        "finetune": _optim(
+            epochs=2.0, learning_rate=2e-5, warmup=0.03, accumulation=64
+        ),
+        "adapt": _optim(epochs=2.0, learning_rate=2e-5, warmup=0.03, accumulation=64),
+    }[stage]
+    return {
+        "model": {
+            "dtype": "auto",
+            "llm_param_dtype": "auto",
+            "remat": True,
+            "unroll": 1,
+            "vision": {
+                "image_size": 336,
+                "patch_size": 14,
+                "blocks": _clip(1024, 4096, 16, 24),
+            },
+            # frozen_id 1: the authors' padding_idx (see fusion.FusionConfig).
+            "fusion": {
+                "vocab_size": 49408,
+                "frozen_id": 1,
+                "blocks": _fusion(1024, 4096, 20),
+            },
+            "llm": {
+                "vocab_size": 32000,
+                "tie_embeddings": False,
+                "blocks": _blocks(4096, 11008, 32, 32, norm_eps=1e-5),
+            },
+            "text": {
+                "vocab_size": 49408,
+                "max_length": 512,
+                "projection_width": 768,
+                "blocks": _clip(768, 3072, 12, 12),
+            },
+        },
+        "weights": {
+            "clip": "openai/clip-vit-large-patch14-336",
+            "llm": "meta-llama/Llama-2-7b-chat-hf",
+            "init_from": "runs/m256-paper-finetune" if stage == "adapt" else "",
+            "tokenizer": "meta-llama/Llama-2-7b-chat-hf",
+            "fusion_tokenizer": "openai/clip-vit-large-patch14-336",
+        },
+        "data": {
+            **_jsonl(),
+            "template": "llama-2-vision",
+            "max_local_views": 9,
+            "batch_size": 256 if align else 40,
+            "subset": 0.1 if stage == "adapt" else 1.0,
+            "require_image": align,
+            "num_threads": 16,
+        },
+        "optim": optim,
+        **_run(log_every=10, eval_every=500, questions=0, save_every=100),
+    }
+
+
+PRESETS = {"embedded": embedded, "smol": smol, "paper": paper}

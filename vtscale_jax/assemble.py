@@ -1,0 +1,189 @@
+"""What a config means: its data, tokenizers, batches and starting weights.
+
+`train`, `ask` and `sweep` build their parts here, so that a run is read in one way.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+
+from ml_collections import ConfigDict
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
+
+from vtscale_jax import settings
+from vtscale_jax.collate import BatchSpec, collate, fit_buckets
+from vtscale_jax.embedded.digit_pages import DigitPages, PageConfig, blank_page
+from vtscale_jax.embedded.vocabulary import build_tokenizer
+from vtscale_jax.loader import Encoding, Source, Stream, encode
+from vtscale_jax.records import JSONLSource
+from vtscale_jax.tokens import QueryLayout
+from vtscale_jax.types import Batch, Record
+from vtscale_jax.vision import VisionConfig
+
+# Held-out pages of the evaluation, of its quick version while training, and of the
+# loss are drawn with seeds of their own.
+HELDOUT_SEEDS = {"loss": 1, "quick": 2, "final": 3}
+PROBED = 96  # samples that the buckets are fitted to
+
+
+def load_tokenizer(field: str, value: str) -> PreTrainedTokenizerBase:
+    """The tokenizer that `config.weights.<field>` names: "embedded", a local folder, or
+    a name on the hub."""
+    if value == "embedded":
+        return build_tokenizer()
+    try:
+        return AutoTokenizer.from_pretrained(value)
+    except (OSError, ValueError) as error:
+        raise ValueError(
+            f"weights.{field} is {value!r}, which gives no tokenizer: {error}\nGive a "
+            "local folder with tokenizer.json, a reachable name on the hub, or "
+            f'"embedded" (--config.weights.{field}=...)'
+        ) from error
+
+
+def open_source(config: ConfigDict, split: str, *, seed: int | None = None) -> Source:
+    """The records of the run: split "train" or "heldout"."""
+    data = config.data
+    if data.name == "digit_pages":
+        return DigitPages(
+            split,
+            num_pages=data.num_records,
+            seed=config.seed if seed is None else seed,
+            config=PageConfig(**data.page),
+            families=tuple(data.families),
+            questions_per_page=data.questions_per_page,
+        )
+    if data.name == "jsonl":
+        field = "path" if split == "train" else "heldout_path"
+        if not data[field]:
+            raise ValueError(
+                f"data.{field} is empty, expected a JSONL file of records: "
+                f"--config.data.{field}=FILE --config.data.image_root=FOLDER"
+            )
+        return JSONLSource(
+            data[field],
+            image_root=data.image_root or None,
+            require_image=data.require_image,
+        )
+    raise ValueError(f"data.name is {data.name!r}, expected digit_pages or jsonl")
+
+
+def family_questions(config: ConfigDict, number: int, seed_name: str) -> list[Record]:
+    """`number` single-question held-out records of every family of Digit Pages."""
+    records = []
+    for family in config.data.families:
+        pages = DigitPages(
+            "heldout",
+            num_pages=number,
+            seed=HELDOUT_SEEDS[seed_name],
+            config=PageConfig(**config.data.page),
+            families=(family,),
+            questions_per_page=1,
+        )
+        records += [
+            pages[i]._replace(id=f"{family}-{pages[i].id}") for i in range(number)
+        ]
+    return records
+
+
+def blanked(records: Sequence[Record], config: ConfigDict) -> list[Record]:
+    """The same questions on a page without digits."""
+    image = blank_page(PageConfig(**config.data.page)).image
+    return [record._replace(image=image) for record in records]
+
+
+@dataclasses.dataclass(frozen=True)
+class Parts:
+    """Everything about a run's data that does not change with the step."""
+
+    config: ConfigDict
+    encoding: Encoding
+    first_query_id: int
+    tokens_per_crop: int
+
+    def layout(self, num_queries: int) -> QueryLayout:
+        """The query layout for M = `num_queries`."""
+        followup = min(settings.num_followup_queries(self.config), num_queries)
+        return QueryLayout(num_queries, followup, self.first_query_id)
+
+    def buckets(
+        self, source: Source, encoding: Encoding, num_queries: int, batch_size: int
+    ) -> BatchSpec:
+        """Batch shapes fitted to the first records of `source`."""
+        layout = self.layout(num_queries)
+        probe = [
+            encode(source[i], encoding, layout) for i in range(min(PROBED, len(source)))
+        ]
+        return fit_buckets(
+            probe, batch_size=batch_size, tokens_per_crop=self.tokens_per_crop
+        )
+
+    def training_shapes(self, source: Source, num_queries: int) -> BatchSpec:
+        """Shapes of the training batches with M = `num_queries`."""
+        size = self.config.data.batch_size
+        return self.buckets(source, self.encoding, num_queries, size)
+
+    def stream(
+        self, source: Source, spec: BatchSpec, num_queries: int, start_step: int
+    ) -> Stream:
+        """Training batches from `start_step` on, with M = `num_queries`."""
+        data, seed = self.config.data, self.config.seed
+        return Stream(
+            source,
+            self.encoding,
+            spec,
+            layout=self.layout(num_queries),
+            seed=seed,
+            subset=None if data.subset == 1 else (seed, data.subset),
+            start_step=start_step,
+            num_threads=data.num_threads,
+        )
+
+    def heldout_batches(
+        self, spec: BatchSpec, num_queries: int, number: int
+    ) -> list[Batch]:
+        """The first held-out records in `number` batches of the training shapes."""
+        source = open_source(self.config, "heldout", seed=HELDOUT_SEEDS["loss"])
+        number = min(number, len(source) // spec.batch_size)
+        layout = self.layout(num_queries)
+        samples = [
+            encode(source[i], self.encoding, layout)
+            for i in range(number * spec.batch_size)
+        ]
+        size = spec.batch_size
+        return [
+            collate(samples[i : i + size], spec) for i in range(0, len(samples), size)
+        ]
+
+
+def assemble(config: ConfigDict, vision: VisionConfig) -> Parts:
+    """Tokenizers and encoding of a run; errors name the config field at fault."""
+    fusion_tokenizer = load_tokenizer(
+        "fusion_tokenizer", config.weights.fusion_tokenizer
+    )
+    encoding = Encoding(
+        stage=config.stage,
+        fusion_tokenizer=fusion_tokenizer,
+        view_size=vision.image_size,
+        max_local_views=config.data.max_local_views,
+        llm_tokenizer=load_tokenizer("tokenizer", config.weights.tokenizer),
+        template=config.data.template,
+        question=settings.question_mode(config),
+        max_answer_length=config.model.text.max_length,
+        require_image=config.data.require_image,
+    )
+    # Query ids begin after the text ids, which the tokenizer must not exceed.
+    first_query_id = config.model.fusion.vocab_size
+    if len(fusion_tokenizer) > first_query_id:
+        raise ValueError(
+            f"model.fusion.vocab_size is {first_query_id}, but the tokenizer of "
+            f"weights.fusion_tokenizer has {len(fusion_tokenizer)} tokens: set "
+            "model.fusion.vocab_size (and text.vocab_size) to at least that"
+        )
+    parts = Parts(config, encoding, first_query_id, vision.tokens_per_crop)
+    parts.layout(config.num_queries)  # reports N > M now, not in a loader thread
+    return parts
+
+
+def prompts_encoding(parts: Parts) -> Encoding:
+    """The run's encoding for prompts that the model is to continue."""
+    return dataclasses.replace(parts.encoding, stage="adapt", prompts=True)

@@ -1,0 +1,166 @@
+"""Pre-trains the two tiny models that the embedded preset starts from.
+
+    python -m vtscale_jax.embedded pretrain llm --out runs/pretrain-llm
+    python -m vtscale_jax.embedded pretrain clip --out runs/pretrain-clip
+
+Each folder then holds `weights.safetensors` and its curves.
+"""
+
+import itertools
+import json
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from safetensors.numpy import save_file
+
+from vtscale_jax import paths
+from vtscale_jax.embedded import pretrain_clip, pretrain_llm
+from vtscale_jax.llm import LLM
+from vtscale_jax.metrics import MetricsLog, Throughput
+from vtscale_jax.optim import OptimConfig, learning_rate, make_optimizer
+from vtscale_jax.vlm import ModelConfig
+
+LOG_EVERY = 50
+RECIPES = {
+    "llm": OptimConfig(
+        steps=2600, learning_rate=3e-3, warmup=0.05, weight_decay=0.01, b2=0.98
+    ),
+    "clip": OptimConfig(
+        steps=1600, learning_rate=1e-3, warmup=0.05, weight_decay=0.05, b2=0.98
+    ),
+}
+
+Loss = Callable[[dict, Any], tuple[jax.Array, dict[str, jax.Array]]]
+
+
+def fit(
+    loss: Loss,
+    params: dict,
+    batches: Iterator[Any],
+    recipe: OptimConfig,
+    folder: Path,
+) -> dict:
+    """Minimises `loss(params, batch) -> (loss, metrics)` and returns the parameters."""
+    optimizer = make_optimizer(recipe, params)
+    rate = learning_rate(recipe)
+
+    @jax.jit
+    def step(params, opt_state, batch):
+        (value, metrics), grads = jax.value_and_grad(loss, has_aux=True)(params, batch)
+        updates, opt_state = optimizer.update(grads, opt_state, params)
+        params = optax.apply_updates(params, updates)
+        return params, opt_state, {"loss": value, **metrics}
+
+    opt_state, rows = optimizer.init(params), []
+    with MetricsLog(folder, total_steps=recipe.steps) as log:
+        clock = Throughput()
+        for number, batch in enumerate(itertools.islice(batches, recipe.steps), 1):
+            params, opt_state, metrics = step(params, opt_state, batch)
+            rows.append(metrics)
+            if number % LOG_EVERY == 0 or number == recipe.steps:
+                fetched = jax.device_get(rows)
+                means = {
+                    name: float(np.mean([row[name] for row in fetched]))
+                    for name in fetched[0]
+                }
+                speed = clock.update(len(rows))
+                log.write(
+                    number,
+                    **means,
+                    learning_rate=rate(number - 1),
+                    batches_per_s=speed,
+                )
+                rows = []
+    return params
+
+
+def pretrain(
+    kind: str,
+    config: ModelConfig,
+    folder: Path,
+    *,
+    seed: int,
+    max_local_views: int = 9,
+    steps: int | None = None,
+) -> Path:
+    """Trains the tiny LLM (kind "llm") or the tiny CLIP ("clip") from scratch.
+
+    `config` gives the sizes. Returns the file of weights; beside it lie `metrics.jsonl`
+    and `pretrain.json` (seed, recipe, seconds, the last losses, for CLIP also the share
+    of held-out views that find their caption).
+    """
+    if kind not in RECIPES:
+        raise ValueError(f"kind is {kind!r}, expected one of {tuple(RECIPES)}")
+    recipe = RECIPES[kind]
+    if steps is not None:
+        recipe = OptimConfig(**{**vars(recipe), "steps": steps})
+    start = time.monotonic()
+    folder.mkdir(parents=True, exist_ok=True)
+    if kind == "llm":
+        params, scores = _pretrain_llm(config, recipe, folder, seed)
+    else:
+        params, scores = _pretrain_clip(config, recipe, folder, seed, max_local_views)
+    file = folder / "weights.safetensors"
+    flat = paths.flatten(jax.device_get(params))
+    save_file({name: np.asarray(value) for name, value in flat.items()}, file)
+    about = {
+        "kind": kind,
+        "seed": seed,
+        "recipe": vars(recipe),
+        "seconds": round(time.monotonic() - start, 1),
+        **scores,
+    }
+    (folder / "pretrain.json").write_text(json.dumps(about, indent=2) + "\n")
+    return file
+
+
+def _pretrain_llm(config: ModelConfig, recipe, folder: Path, seed: int):
+    model = LLM(config.llm)
+
+    def loss(params, batch):
+        terms = pretrain_llm.text_loss(model, params, *batch)
+        return terms.loss, {"token_accuracy": terms.correct / terms.count}
+
+    params = pretrain_llm.initial_params(config.llm, seed)
+    params = fit(loss, params, pretrain_llm.batches(seed + 1), recipe, folder)
+    evaluate = jax.jit(loss)
+    rows = [
+        evaluate(params, batch)[1]
+        for batch in itertools.islice(pretrain_llm.batches(seed + 1_000_003), 16)
+    ]
+    accuracy = float(np.mean([row["token_accuracy"] for row in rows]))
+    return {"llm": params}, {"heldout_token_accuracy": accuracy}
+
+
+def _pretrain_clip(config: ModelConfig, recipe, folder: Path, seed: int, views: int):
+    model = pretrain_clip.TinyCLIP(config.vision, config.text)
+
+    def batches(split: str, seed: int):
+        return pretrain_clip.batches(
+            seed, split, config.vision, views, config.text.max_length
+        )
+
+    def loss(params, batch):
+        logits = model.apply({"params": params}, batch)
+        value, accuracy = pretrain_clip.caption_loss(logits, batch.caption)
+        return value, {"accuracy": accuracy}
+
+    first = jax.tree.map(jnp.asarray, next(batches("train", seed)))
+    params = model.init(jax.random.key(seed), first)["params"]
+    params = fit(loss, params, batches("train", seed + 1), recipe, folder)
+    evaluate = jax.jit(loss)
+    rows = [
+        evaluate(params, batch)[1]
+        for batch in itertools.islice(batches("heldout", seed + 1), 8)
+    ]
+    accuracy = float(np.mean([row["accuracy"] for row in rows]))
+    # The projection of views and the temperature end with the pre-training, as the
+    # align stage has its own.
+    towers = {"vision": params["vision"], "text": params["text"]}
+    return towers, {"heldout_caption_accuracy": accuracy}

@@ -1,0 +1,1 @@
+"""Evaluation: decoding, and scores of question families."""

@@ -1,0 +1,64 @@
+"""Greedy decoding of a batch of prompts: one prefill, then one step per token."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Int
+
+from vtscale_jax.llm import empty_cache
+from vtscale_jax.types import Batch, Kind
+from vtscale_jax.vlm import VLM, ModelConfig
+
+
+@functools.partial(jax.jit, static_argnames=("config", "max_new_tokens", "eos_id"))
+def greedy(
+    params: dict,
+    batch: Batch,
+    *,
+    config: ModelConfig,
+    max_new_tokens: int,
+    eos_id: int,
+) -> Int[Array, "B N"]:
+    """The most likely continuation of every prompt of the batch, token by token.
+
+    Prompts are right-padded and may differ in length: row b's tokens go on at its own
+    end. After ⟨eos⟩ a row is filled with `eos_id`; decoding ends when all rows have
+    ended or `max_new_tokens` are made. Vision and fusion run once.
+    """
+    model = VLM(config)
+    num_rows, length = batch.llm.ids.shape
+    cache = empty_cache(config.llm, num_rows, length + max_new_tokens)
+    variables = {"params": params}
+    logits, cache = model.apply(
+        variables, batch.fusion, batch.llm, cache, method=VLM.prefill
+    )
+    lengths = jnp.sum((batch.llm.kinds & Kind.PAD) == 0, axis=1)
+    tokens = jnp.full((num_rows, max_new_tokens), eos_id, jnp.int32)
+
+    def unfinished(carry):
+        step, _, _, ended, _ = carry
+        return (step < max_new_tokens) & ~jnp.all(ended)
+
+    def one_step(carry):
+        step, logits, cache, ended, tokens = carry
+        chosen = jnp.where(ended, eos_id, jnp.argmax(logits, axis=-1))
+        tokens = tokens.at[:, step].set(chosen)
+        ended |= chosen == eos_id
+        logits, cache = model.apply(
+            variables, chosen, lengths + step, cache, method=VLM.decode
+        )
+        return step + 1, logits, cache, ended, tokens
+
+    start = (0, logits, cache, jnp.zeros(num_rows, bool), tokens)
+    return jax.lax.while_loop(unfinished, one_step, start)[-1]
+
+
+def texts(tokens: Int[np.ndarray, "B N"], tokenizer, eos_id: int) -> list[str]:
+    """Each row up to its first ⟨eos⟩, as text."""
+    rows = []
+    for row in np.asarray(tokens).tolist():
+        end = row.index(eos_id) if eos_id in row else len(row)
+        rows.append(tokenizer.decode(row[:end]).strip())
+    return rows

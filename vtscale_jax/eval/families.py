@@ -1,0 +1,134 @@
+"""Accuracy by family of questions, on the page and on a blank page in its place.
+
+An answer is right when its words are exactly the expected ones (a whole sequence of
+digits for `read`). The blank-page score is what the words of the question alone give:
+seeing is the difference.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from tqdm import tqdm
+
+from vtscale_jax.collate import BatchSpec, collate
+from vtscale_jax.eval.decoding import greedy, texts
+from vtscale_jax.loader import Encoding, encode
+from vtscale_jax.metrics import wilson_interval
+from vtscale_jax.tokens import QueryLayout, as_prompt
+from vtscale_jax.types import Record
+from vtscale_jax.vlm import ModelConfig
+
+
+class Answerer(NamedTuple):
+    """What it takes to answer: the model, how prompts are encoded, and their shapes."""
+
+    model: ModelConfig
+    encoding: Encoding
+    layout: QueryLayout
+    spec: BatchSpec
+    max_new_tokens: int
+    place: Callable[[Any], Any]
+
+    def answer(
+        self, params: dict, records: Sequence[Record], *, title: str
+    ) -> list[str]:
+        """The model's greedy answer to the last question of each record."""
+        tokenizer = self.encoding.llm_tokenizer
+        size = self.spec.batch_size
+        answers: list[str] = []
+        starts = range(0, len(records), size)
+        for start in tqdm(starts, desc=title, unit="batch", leave=False):
+            chunk = list(records[start : start + size])
+            # The last batch is filled up with its last record: one shape, one program.
+            filled = chunk + [chunk[-1]] * (size - len(chunk))
+            samples = [
+                encode(as_prompt(record), self.encoding, self.layout)
+                for record in filled
+            ]
+            tokens = greedy(
+                params,
+                self.place(collate(samples, self.spec)),
+                config=self.model,
+                max_new_tokens=self.max_new_tokens,
+                eos_id=tokenizer.eos_token_id,
+            )
+            made = texts(jax.device_get(tokens), tokenizer, tokenizer.eos_token_id)
+            answers += made[: len(chunk)]
+        return answers
+
+
+def is_correct(prediction: str, answer: str) -> bool:
+    """Whether the same words stand in the same order."""
+    return prediction.split() == answer.split()
+
+
+def family_scores(
+    records: Sequence[Record],
+    predictions: Sequence[str],
+    blank_predictions: Sequence[str] | None = None,
+) -> dict[str, dict[str, float]]:
+    """Per family: n, correct, accuracy with its 95 % Wilson interval, and the same for
+    blank pages with the prefix `blank_`."""
+    rows: dict[str, dict[str, float]] = {}
+    families = [record.turns[-1].family for record in records]
+    right = [
+        is_correct(p, r.turns[-1].answer)
+        for r, p in zip(records, predictions, strict=True)
+    ]
+    blank = None
+    if blank_predictions is not None:
+        blank = [
+            is_correct(p, r.turns[-1].answer)
+            for r, p in zip(records, blank_predictions, strict=True)
+        ]
+    for family in dict.fromkeys(families):
+        member = np.array([name == family for name in families])
+        rows[family] = _row("", np.array(right)[member])
+        if blank is not None:
+            rows[family] |= _row("blank_", np.array(blank)[member])
+    return rows
+
+
+def _row(prefix: str, right: np.ndarray) -> dict[str, float]:
+    n, correct = len(right), int(right.sum())
+    low, high = wilson_interval(correct, n)
+    return {
+        f"{prefix}n": n,
+        f"{prefix}correct": correct,
+        f"{prefix}accuracy": correct / n,
+        f"{prefix}low": low,
+        f"{prefix}high": high,
+    }
+
+
+def sample_rows(
+    records: Sequence[Record],
+    predictions: Sequence[str],
+    blank_predictions: Sequence[str],
+    max_new_tokens: int,
+) -> list[dict[str, Any]]:
+    """One row per question for `samples.jsonl`, flagged when the answer is empty or may
+    have been cut at `max_new_tokens`."""
+    rows = []
+    for record, said, blank in zip(
+        records, predictions, blank_predictions, strict=True
+    ):
+        turn = record.turns[-1]
+        flags = ["empty"] * (not said)
+        flags += ["truncated"] * (len(said.split()) >= max_new_tokens)
+        rows.append(
+            {
+                "id": record.id,
+                "family": turn.family,
+                "question": turn.question,
+                "answer": turn.answer,
+                "prediction": said,
+                "correct": is_correct(said, turn.answer),
+                "blank_prediction": blank,
+                "flags": flags,
+                "image": None,
+            }
+        )
+    return rows

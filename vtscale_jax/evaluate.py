@@ -1,0 +1,101 @@
+"""Evaluates a model in training: quickly while it runs, in full at its end.
+
+Only Digit Pages have families and exact answers; other data get the held-out loss.
+"""
+
+from pathlib import Path
+from typing import Any
+
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+from PIL import Image
+
+from vtscale_jax.assemble import Parts, blanked, family_questions, prompts_encoding
+from vtscale_jax.eval.families import Answerer, family_scores, sample_rows
+from vtscale_jax.parallel.mesh import split_batch
+from vtscale_jax.run_folder import RunFolder
+from vtscale_jax.types import Record
+from vtscale_jax.vlm import ModelConfig
+
+SHOWN_PER_FAMILY = 4
+QUICK_SHARE = 1 / 16
+NOTES = (
+    "read: right only if every digit of the page is there, in order",
+    "describe: right only if all nine cells are",
+)
+
+
+class Evaluator:
+    """Answers held-out questions; in stage align there is no LLM to answer with."""
+
+    def __init__(self, config: ConfigDict, parts: Parts, model: ModelConfig, mesh: Mesh):
+        self._config = config
+        self._parts = parts
+        self._model = model
+        self._mesh = mesh
+        self._answerers: dict[int, Answerer] = {}
+        self.has_families = (
+            config.stage != "align"
+            and config.data.name == "digit_pages"
+            and config.eval.questions > 0
+        )
+
+    def quick(self, params: dict, num_queries: int) -> dict[str, float]:
+        """Accuracy per family on a few questions, named `accuracy/<family>`."""
+        if not self.has_families:
+            return {}
+        number = max(1, round(self._config.eval.questions * QUICK_SHARE))
+        records = family_questions(self._config, number, "quick")
+        answers = self._answerer(num_queries).answer(params, records, title="held-out")
+        scores = family_scores(records, answers)
+        return {f"accuracy/{name}": row["accuracy"] for name, row in scores.items()}
+
+    def final(self, params: dict, step: int, folder: RunFolder) -> None:
+        """Writes evaluation.json, samples.jsonl and the sample pages."""
+        if not self.has_families:
+            return
+        config = self._config
+        number = config.eval.questions
+        records = family_questions(config, number, "final")
+        answerer = self._answerer(config.num_queries)
+        said = answerer.answer(params, records, title="evaluation")
+        blank = answerer.answer(params, blanked(records, config), title="blank pages")
+        rows = sample_rows(records, said, blank, config.eval.max_new_tokens)
+        _save_pages(records, rows, folder.path, number)
+        folder.write_lines("samples.jsonl", rows)
+        folder.write(
+            "evaluation.json",
+            {
+                "step": step,
+                "num_queries": config.num_queries,
+                "families": family_scores(records, said, blank),
+                "notes": list(NOTES),
+            },
+        )
+
+    def _answerer(self, num_queries: int) -> Answerer:
+        if num_queries not in self._answerers:
+            config, parts = self._config, self._parts
+            encoding = prompts_encoding(parts)
+            probe = family_questions(config, 16, "quick")
+            self._answerers[num_queries] = Answerer(
+                self._model,
+                encoding,
+                parts.layout(num_queries),
+                parts.buckets(probe, encoding, num_queries, config.eval.batch_size),
+                config.eval.max_new_tokens,
+                lambda batch: split_batch(batch, self._mesh),
+            )
+        return self._answerers[num_queries]
+
+
+def _save_pages(
+    records: list[Record], rows: list[dict[str, Any]], folder: Path, number: int
+) -> None:
+    """PNG files of the first pages of each family, referred to by their rows."""
+    (folder / "samples").mkdir(exist_ok=True)
+    for i in range(len(records)):
+        if i % number < SHOWN_PER_FAMILY:
+            name = f"samples/{records[i].id}.png"
+            Image.fromarray(records[i].image).save(folder / name)
+            rows[i]["image"] = name

@@ -1,0 +1,45 @@
+"""What the host process needs before the first computation."""
+
+import ctypes
+import os
+import resource
+import sys
+
+# glibc's mallopt parameters (malloc.h).
+_M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -2, -4, -8
+
+
+def keep_freed_memory() -> bool:
+    """Makes malloc keep freed memory instead of returning it to the system.
+
+    XLA's CPU backend allocates and frees its temporaries in every step; glibc returns
+    large ones at once, so that each step pays for its page faults anew. Keeping them
+    makes a training step of the tiny models about 1.6 times as fast (measured by
+    `benchmarks/allocator.py`). For CPU training on Linux with glibc; elsewhere it does
+    nothing and returns False. Call it at the start of a program, before threads exist.
+    """
+    if not sys.platform.startswith("linux") or "glibc" not in _libc_version():
+        return False
+    mallopt = ctypes.CDLL(None).mallopt
+    settings = (
+        (_M_MMAP_MAX, 0),  # no separate mapping for large blocks
+        (_M_TRIM_THRESHOLD, 2**31 - 1),  # never shrink the heap
+        (_M_TOP_PAD, 64 * 2**20),  # grow it in steps of 64 MiB
+        (_M_ARENA_MAX, 1),  # one heap: a thread's own arena cannot grow beyond 64 MiB
+    )
+    return all(mallopt(name, value) == 1 for name, value in settings)
+
+
+def peak_memory_bytes() -> int:
+    """The largest resident memory of this process so far (Linux and macOS)."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def _libc_version() -> str:
+    names = getattr(os, "confstr_names", {})
+    return (
+        os.confstr("CS_GNU_LIBC_VERSION") or ""
+        if "CS_GNU_LIBC_VERSION" in names
+        else ""
+    )

@@ -1,0 +1,119 @@
+"""From the ConfigDict of a run to the frozen settings that each part takes.
+
+The one place that derives numbers from others (query rows from M, dtypes from the
+backend, the step count from epochs), so that a config states each thing once.
+"""
+
+import dataclasses
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from vtscale_jax.fusion import FusionConfig
+from vtscale_jax.layers import BlockConfig
+from vtscale_jax.llm import LLMConfig
+from vtscale_jax.optim import OptimConfig
+from vtscale_jax.text_tower import TextConfig
+from vtscale_jax.vision import VisionConfig
+from vtscale_jax.vlm import ModelConfig
+
+INPUTS = {"vqq": "asked", "vq": "dropped"}
+
+
+@dataclasses.dataclass(frozen=True)
+class Dtypes:
+    """Compute dtype of the model and storage dtype of the frozen LLM."""
+
+    compute: str
+    llm_params: str
+
+
+def resolve_dtypes(config: ConfigDict, backend: str) -> Dtypes:
+    """bfloat16 on accelerators and float32 on CPU, unless the config says otherwise."""
+    fast = "float32" if backend == "cpu" else "bfloat16"
+
+    def resolve(name: str) -> str:
+        value = config.model[name]
+        if value not in ("auto", "float32", "bfloat16"):
+            raise ValueError(
+                f"model.{name} is {value!r}, expected auto, float32 or bfloat16"
+            )
+        return fast if value == "auto" else value
+
+    return Dtypes(resolve("dtype"), resolve("llm_param_dtype"))
+
+
+def num_followup_queries(config: ConfigDict) -> int:
+    """N, the queries of follow-up questions: min(8, M) unless the config sets it."""
+    chosen = config.num_followup_queries
+    return min(8, config.num_queries) if chosen is None else chosen
+
+
+def question_mode(config: ConfigDict) -> str:
+    """How `tokens.fusion_sequence` treats the question: asked (vqq) or dropped (vq)."""
+    if config.inputs not in INPUTS:
+        raise ValueError(
+            f"inputs is {config.inputs!r}, expected one of {tuple(INPUTS)}: vqq gives "
+            "the fusion decoder the question, vq does not"
+        )
+    return INPUTS[config.inputs]
+
+
+def model_config(config: ConfigDict, dtype: str) -> ModelConfig:
+    """The model of a run. The fusion table gets M − 1 query rows: output M is ⟨eos⟩."""
+    model = config.model
+    return ModelConfig(
+        vision=_tower(VisionConfig, model.vision, dtype, model),
+        fusion=_tower(
+            FusionConfig,
+            model.fusion,
+            dtype,
+            model,
+            num_query_rows=config.num_queries - 1,
+        ),
+        llm=_tower(LLMConfig, model.llm, dtype, model),
+        text=_tower(TextConfig, model.text, dtype, model),
+    )
+
+
+def optim_config(config: ConfigDict, num_records: int) -> OptimConfig:
+    """Hyperparameters of the stage; `optim.steps` None means `optim.epochs` epochs over
+    `num_records` records, in updates of batch × accumulation samples."""
+    values = dict(config.optim)
+    epochs = values.pop("epochs")
+    if values["steps"] is None:
+        if epochs is None:
+            raise ValueError("optim.steps and optim.epochs are both None: set one")
+        samples = epochs * num_records
+        values["steps"] = max(
+            1, samples // (config.data.batch_size * values["accumulation"])
+        )
+    values["rate_rules"] = tuple(map(tuple, values["rate_rules"]))
+    return OptimConfig(**values)
+
+
+def query_schedule(config: ConfigDict) -> tuple[tuple[int, int], ...]:
+    """(first step, M) of each phase: M throughout, or the config's curriculum.
+
+    A curriculum must start at step 0, rise in both, and end at M.
+    """
+    schedule = tuple(tuple(map(int, phase)) for phase in config.query_schedule)
+    if not schedule:
+        return ((0, config.num_queries),)
+    steps, queries = zip(*schedule, strict=True)
+    rising = list(steps) == sorted(set(steps)) and list(queries) == sorted(set(queries))
+    if steps[0] != 0 or queries[-1] != config.num_queries or not rising:
+        raise ValueError(
+            f"query_schedule is {schedule}, expected (first step, queries) pairs that "
+            f"start at step 0, rise, and end at num_queries = {config.num_queries}"
+        )
+    return schedule
+
+
+def _tower(kind: type, part: ConfigDict, dtype: str, model: ConfigDict, **more: Any):
+    """One tower's settings; its `blocks` get the run's dtype, remat and unroll."""
+    values = {name: part[name] for name in part if name != "blocks"}
+    blocks = BlockConfig(
+        **part.blocks, dtype=dtype, remat=model.remat, unroll=model.unroll
+    )
+    return kind(**values, **more, blocks=blocks)

@@ -1,0 +1,108 @@
+"""The three training stages as tables: objective, what trains, where weights come from.
+
+    align     vision, fusion and text tower learn to match questions with answers
+    finetune  vision, fusion and projector learn to answer through the frozen LLM
+    adapt     the same, from a finished run, for another number of queries M
+
+Every parameter path must be covered by a table's rules; one that is not is an error.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from typing import NamedTuple
+
+import flax.linen as nn
+import jax
+from jaxtyping import Array, Float
+
+from vtscale_jax.losses import answer_loss
+from vtscale_jax.types import Batch
+from vtscale_jax.vlm import VLM, AlignModel, ModelConfig
+
+
+class Objective(NamedTuple):
+    """The loss of a batch, and scalars to log beside it."""
+
+    loss: Float[Array, ""]
+    metrics: dict[str, Float[Array, ""]]
+
+
+def _align(model: AlignModel, params: dict, batch: Batch) -> Objective:
+    terms = model.apply({"params": params}, batch).terms
+    metrics = {
+        "contrastive": terms.contrastive,
+        "orthogonality": terms.orthogonality,
+    }
+    return Objective(terms.loss, metrics)
+
+
+def _answer(model: VLM, params: dict, batch: Batch) -> Objective:
+    logits = model.apply({"params": params}, batch)
+    terms = answer_loss(logits, batch.llm.loss_targets, batch.llm.loss_mask)
+    return Objective(terms.loss, {"token_accuracy": terms.correct / terms.count})
+
+
+@dataclasses.dataclass(frozen=True)
+class Stage:
+    """One stage.
+
+    `trains` are ordered (path regex, trainable?) rules. `sources` are ordered (path
+    regex, source) rules, a source being a field of `config.weights`, or "fresh" for
+    random initialisation.
+    """
+
+    name: str
+    model: Callable[[ModelConfig], nn.Module]
+    objective: Callable[[nn.Module, dict, Batch], Objective]
+    trains: tuple[tuple[str, bool], ...]
+    sources: tuple[tuple[str, str], ...]
+
+
+_ANSWERING = (("llm/.*", False), ("(vision|fusion|projector)/.*", True))
+
+STAGES: dict[str, Stage] = {
+    stage.name: stage
+    for stage in (
+        Stage(
+            "align",
+            AlignModel,
+            _align,
+            trains=(("(vision|fusion|text|align)/.*", True),),
+            sources=(("(vision|text)/.*", "clip"), ("(fusion|align)/.*", "fresh")),
+        ),
+        Stage(
+            "finetune",
+            VLM,
+            _answer,
+            trains=_ANSWERING,
+            sources=(
+                ("(vision|fusion)/.*", "init_from"),
+                ("projector/.*", "fresh"),
+                ("llm/.*", "llm"),
+            ),
+        ),
+        Stage(
+            "adapt",
+            VLM,
+            _answer,
+            trains=_ANSWERING,
+            sources=(("(vision|fusion|projector)/.*", "init_from"), ("llm/.*", "llm")),
+        ),
+    )
+}
+
+
+def get_stage(name: str) -> Stage:
+    """The stage of that name; ValueError lists the names there are."""
+    if name not in STAGES:
+        raise ValueError(
+            f"stage is {name!r}, expected one of {tuple(STAGES)}: "
+            "e.g. --config configs/m256.py:stage=align"
+        )
+    return STAGES[name]
+
+
+def init_params(stage: Stage, config: ModelConfig, batch: Batch, seed: int) -> dict:
+    """Fresh parameters of the stage's model; shapes come from `config`, not `batch`."""
+    init = jax.jit(stage.model(config).init)
+    return init(jax.random.key(seed), batch)["params"]

@@ -1,0 +1,275 @@
+"""Trains one stage: `python -m vtscale_jax.train --config configs/m256.py`.
+
+    python -m vtscale_jax.train --config configs/m256.py                  # adapt
+    python -m vtscale_jax.train --config configs/m256.py:stage=align      # stage 1
+    python -m vtscale_jax.train --config configs/m256.py:stage=finetune   # stage 2
+    python -m vtscale_jax.train --config configs/m16.py --workdir DIR \\
+        --config.data.batch_size=8 --config.optim.epochs=0.5
+
+The same command continues a run that was interrupted. Results are files in the run
+folder (default `runs/<config.name>`); the last lines say where.
+"""
+
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from absl import app, flags, logging
+from jax.sharding import Mesh
+from ml_collections import ConfigDict, config_flags
+
+from vtscale_jax import paths, settings
+from vtscale_jax.assemble import Parts, assemble, open_source
+from vtscale_jax.evaluate import Evaluator
+from vtscale_jax.loader import Source, StreamIterator
+from vtscale_jax.metrics import MetricsLog, Throughput
+from vtscale_jax.optim import learning_rate, make_optimizer
+from vtscale_jax.parallel.host import keep_freed_memory, peak_memory_bytes
+from vtscale_jax.parallel.mesh import make_mesh, replicate, split_batch
+from vtscale_jax.report.page import write_report
+from vtscale_jax.run_folder import RunFolder, code_version, versions
+from vtscale_jax.stages import get_stage, init_params
+from vtscale_jax.step import TrainState, initial_state, make_steps
+from vtscale_jax.types import Batch
+from vtscale_jax.weights import checkpoints, starting
+
+HELDOUT_BATCHES = 4
+
+_CONFIG = config_flags.DEFINE_config_file(
+    "config", None, "Config file and presets, e.g. configs/m256.py:stage=align"
+)
+_WORKDIR = flags.DEFINE_string("workdir", None, "Run folder; default runs/<name>")
+_TRACEBACK = flags.DEFINE_bool("traceback", False, "Show the traceback of an error")
+
+
+def train(config: ConfigDict, workdir: Path) -> Path:
+    """Trains the config's stage in `workdir` and returns the report's path.
+
+    Continues when the folder holds an interrupted run of the same config; returns at
+    once when that run is finished.
+    """
+    # Config: everything derived from it, before anything is written.
+    started = time.monotonic()
+    dtypes = settings.resolve_dtypes(config, jax.default_backend())
+    stage = get_stage(config.stage)
+    model_config = settings.model_config(config, dtypes.compute)
+    parts = assemble(config, model_config.vision)
+    source = open_source(config, "train")
+    optim = settings.optim_config(config, round(config.data.subset * len(source)))
+    schedule = settings.query_schedule(config)
+    total_steps = optim.steps * optim.accumulation
+    mesh = make_mesh(config.data.batch_size)
+
+    # Weights: fresh shapes first, then each group from the source its stage names.
+    shapes = parts.training_shapes(source, schedule[0][1])
+    [example] = parts.heldout_batches(shapes, schedule[0][1], 1)
+    fresh = init_params(stage, model_config, example, config.seed)
+    params, provenance = starting.starting_params(
+        stage, config.weights, jax.device_get(fresh), config.seed
+    )
+    trainable, frozen = paths.partition(params, stage.trains)
+    frozen = jax.tree.map(lambda leaf: leaf.astype(dtypes.llm_params), frozen)
+    optimizer = make_optimizer(optim, trainable)
+    frozen = replicate(frozen, mesh)
+    state = replicate(initial_state(trainable, optimizer), mesh)
+
+    # Folder: ours, or an error that leaves it as it was.
+    folder = RunFolder(workdir)
+    folder.claim(config.to_dict())
+    if folder.finished():
+        print(f"This run is finished. Report: {workdir / 'report.html'}")
+        return workdir / "report.html"
+    manifest = {
+        "code": code_version(),
+        "versions": versions(),
+        "device": {
+            "kind": jax.devices()[0].device_kind,
+            "platform": jax.default_backend(),
+            "count": jax.device_count(),
+        },
+        "weights": {name: found._asdict() for name, found in provenance.items()},
+        "parameters": {
+            "trainable": _count(trainable),
+            "frozen": _count(frozen),
+        },
+        "finished": False,
+    }
+    folder.write("manifest.json", manifest)
+    print(
+        f"{config.name}: stage {stage.name}, M = {config.num_queries}, "
+        f"{_count(trainable):,} trainable and {_count(frozen):,} frozen parameters, "
+        f"{total_steps:,} steps in {workdir}"
+    )
+
+    # Compile: both steps, once for each of the few batch shapes.
+    train_step, eval_step = make_steps(stage, model_config, optimizer)
+    train_step = jax.jit(train_step, donate_argnums=0)
+    eval_step = jax.jit(eval_step)
+    rate = learning_rate(optim)
+
+    with checkpoints.Checkpoints(
+        workdir / "checkpoints", keep=config.checkpoint.keep
+    ) as saved:
+        restored = saved.restore_latest(state)
+        elapsed, start = 0.0, 0
+        if restored is not None:
+            state, start = restored.state, restored.step
+            elapsed = restored.data["elapsed_s"]
+            saved.discard_after(start)
+            print(f"Continuing from step {start:,} of {total_steps:,}.")
+        evaluator = Evaluator(config, parts, model_config, mesh)
+        with MetricsLog(
+            workdir,
+            total_steps=total_steps,
+            restored_step=None if restored is None else start,
+        ) as log:
+            # Loop. Metrics are fetched one step late: the device never waits for them.
+            pending = None
+            clock = Throughput()
+            batches = _batches(
+                parts, source, schedule, total_steps, restored and restored.data, start
+            )
+            for step, num_queries, batch, place, heldout in batches:
+                state, metrics = train_step(state, frozen, split_batch(batch, mesh))
+                if pending is not None:
+                    _log_step(log, *pending, clock, config)
+                    pending = None
+                if step % config.log.every == 0 or step == total_steps:
+                    update = (step - 1) // optim.accumulation
+                    metrics["learning_rate"] = rate(update)
+                    metrics["num_queries"] = np.asarray(num_queries)
+                    pending = step, metrics
+                last = step == total_steps
+                evaluate_now = step % config.eval.every == 0 or last
+                save_now = step % config.checkpoint.every == 0 or last
+                if not (evaluate_now or save_now):
+                    continue
+                with clock.paused():
+                    loss = None
+                    if evaluate_now:
+                        scores = _heldout_scores(
+                            eval_step, state, frozen, heldout, mesh
+                        )
+                        loss = scores["loss"]
+                        if not last:
+                            scores |= evaluator.quick(
+                                paths.merge(state.params, frozen), num_queries
+                            )
+                        if pending is not None:
+                            _log_step(log, *pending, clock, config)
+                            pending = None
+                        log.write(step, split="heldout", **scores)
+                    if save_now:
+                        seconds = elapsed + time.monotonic() - started
+                        saved.save(
+                            state,
+                            {"stream": place, "elapsed_s": seconds},
+                            heldout_loss=loss,
+                        )
+        saved.wait()
+
+    # Results: weights, scores, samples, report.
+    starting.write(
+        workdir / starting.RUN_WEIGHTS, jax.device_get(state.params), "float32"
+    )
+    evaluator.final(paths.merge(state.params, frozen), total_steps, folder)
+    manifest |= {
+        "finished": True,
+        "duration_s": elapsed + time.monotonic() - started,
+        "peak_memory_bytes": peak_memory_bytes(),
+        "params_sha256": paths.content_hash(jax.device_get(state.params)),
+    }
+    folder.write("manifest.json", manifest)
+    return write_report(workdir)
+
+
+def _batches(
+    parts: Parts,
+    source: Source,
+    schedule: tuple[tuple[int, int], ...],
+    total_steps: int,
+    saved: dict[str, Any] | None,
+    start: int,
+) -> Iterator[tuple[int, int, Batch, dict[str, Any], list[Batch]]]:
+    """(step after this batch, M, batch, the data's place after it, held-out batches of
+    the same shapes), phase by phase."""
+    ends = [first for first, _ in schedule[1:]] + [total_steps]
+    for (_, num_queries), end in zip(schedule, ends, strict=True):
+        end = min(end, total_steps)
+        if start >= end:
+            continue
+        spec = parts.training_shapes(source, num_queries)
+        stream = parts.stream(source, spec, num_queries, start)
+        heldout = parts.heldout_batches(spec, num_queries, HELDOUT_BATCHES)
+        print(f"M = {num_queries} until step {end:,}: {stream.describe()}")
+        batches: StreamIterator = iter(stream)
+        if saved is not None:
+            batches.restore(saved["stream"])
+            saved = None
+        while batches.step < end:
+            batch = next(batches)
+            yield batches.step, num_queries, batch, batches.state(), heldout
+        batches.close()
+        start = end
+
+
+def _heldout_scores(
+    eval_step, state: TrainState, frozen: dict, batches: list[Batch], mesh: Mesh
+) -> dict[str, float]:
+    """Mean loss (and what goes with it) over the held-out batches."""
+    rows = [eval_step(state.params, frozen, split_batch(b, mesh)) for b in batches]
+    rows = jax.device_get(rows)
+    return {name: float(np.mean([row[name] for row in rows])) for name in rows[0]}
+
+
+def _log_step(
+    log: MetricsLog, step: int, metrics: dict, clock: Throughput, config: ConfigDict
+) -> None:
+    metrics = {name: np.asarray(v) for name, v in jax.device_get(metrics).items()}
+    speed = clock.update(config.log.every * config.data.batch_size)
+    log.write(step, **metrics, samples_per_s=speed)
+
+
+def _count(tree: dict) -> int:
+    return sum(leaf.size for leaf in jax.tree.leaves(tree))
+
+
+def main(argv: list[str]) -> None:
+    """Command line; errors in config, data or folders end it with their message."""
+    if len(argv) > 1:
+        raise app.UsageError(f"unexpected arguments {argv[1:]}; see --help")
+    logging.set_verbosity(logging.WARNING)  # orbax reports every file it writes
+    if jax.default_backend() == "cpu":
+        keep_freed_memory()
+    config = _CONFIG.value
+    workdir = Path(_WORKDIR.value or f"runs/{config.name}")
+    try:
+        report = train(config, workdir)
+    except ValueError as error:
+        if _TRACEBACK.value:
+            raise
+        sys.exit(f"error: {error}\n(--traceback shows where)")
+    print(f"\nReport:  {report}\nWeights: {workdir / starting.RUN_WEIGHTS}")
+    print(_next_step(config, workdir))
+
+
+def _next_step(config: ConfigDict, workdir: Path) -> str:
+    command = "Next:    python -m vtscale_jax.train --config configs/"
+    if config.stage == "align":
+        return (
+            f"{command}m{config.num_queries}.py:{config.preset},stage=finetune "
+            f"--config.weights.init_from={workdir}"
+        )
+    if config.stage == "finetune":
+        return f"{command}m16.py:{config.preset} --config.weights.init_from={workdir}"
+    other = 16 if config.num_queries != 16 else 64
+    return f"{command}m{other}.py:{config.preset}   (the same with M = {other})"
+
+
+if __name__ == "__main__":
+    flags.mark_flag_as_required("config")
+    app.run(main)

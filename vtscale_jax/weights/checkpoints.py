@@ -1,0 +1,145 @@
+"""Checkpoints of a run, by orbax: asynchronous, the last k and the best are kept.
+
+A checkpoint holds the train state (never the frozen parameters), the place in the data,
+and a hash of its parameters. Restoring takes the newest one that can be read and whose
+hash is right.
+"""
+
+import sys
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import orbax.checkpoint as ocp
+from orbax.checkpoint.checkpoint_managers import preservation_policy
+
+from vtscale_jax import paths
+from vtscale_jax.step import TrainState
+
+BEST_METRIC = "heldout_loss"
+
+
+class CheckpointError(ValueError):
+    """No checkpoint of a run could be read."""
+
+
+class Restored(NamedTuple):
+    """A train state and the place in the data that belongs to it."""
+
+    state: TrainState
+    data: dict[str, Any]
+    step: int
+
+
+class Checkpoints:
+    """The checkpoints of one run folder; use it as a context manager."""
+
+    def __init__(self, folder: str | Path, *, keep: int):
+        self._folder = Path(folder).absolute()
+        policy = preservation_policy.AnyPreservationPolicy(
+            [
+                preservation_policy.LatestN(n=keep),
+                preservation_policy.BestN(
+                    get_metric_fn=lambda metrics: -metrics[BEST_METRIC],
+                    n=1,
+                    keep_checkpoints_without_metrics=False,
+                ),
+            ]
+        )
+        self._manager = ocp.CheckpointManager(
+            self._folder,
+            options=ocp.CheckpointManagerOptions(
+                preservation_policy=policy, cleanup_tmp_directories=True
+            ),
+        )
+
+    def __enter__(self) -> "Checkpoints":
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._manager.close()
+
+    def save(
+        self,
+        state: TrainState,
+        data: dict[str, Any],
+        *,
+        heldout_loss: float | None = None,
+    ) -> None:
+        """Starts saving `state` and returns; a save that was under way is awaited.
+
+        `data` is the loader's state (JSON). A checkpoint competes for "best" when
+        `heldout_loss` is given.
+        """
+        metrics = None if heldout_loss is None else {BEST_METRIC: float(heldout_loss)}
+        about = {"params_sha256": paths.content_hash(jax.device_get(state.params))}
+        self._manager.save(
+            int(state.step),
+            args=ocp.args.Composite(
+                state=ocp.args.StandardSave(state._asdict()),
+                data=ocp.args.JsonSave(data),
+                about=ocp.args.JsonSave(about),
+            ),
+            metrics=metrics,
+        )
+
+    def steps(self) -> list[int]:
+        """Steps of the checkpoints that were completed, newest first."""
+        return sorted(self._manager.all_steps(), reverse=True)
+
+    def wait(self) -> None:
+        """Waits for a save under way."""
+        self._manager.wait_until_finished()
+
+    def restore_latest(self, like: TrainState) -> Restored | None:
+        """The newest readable checkpoint, placed and shaped as `like`; None if the run
+        has none.
+
+        One that cannot be read, or whose parameters do not have the hash they were
+        saved with, is reported on stderr and the one before it is taken. Raises
+        CheckpointError when every one is broken.
+        """
+        steps = self.steps()
+        for step in steps:
+            try:
+                return self._restore(step, like)
+            # Whatever a broken file makes the reader raise, the answer is the same:
+            # say so and go back one checkpoint.
+            except Exception as error:
+                reason = str(error).strip().split("\n")[0][:200]
+                print(
+                    f"checkpoint {self._folder / str(step)} cannot be used "
+                    f"({type(error).__name__}: {reason}); trying the one before it",
+                    file=sys.stderr,
+                )
+        if steps:
+            raise CheckpointError(
+                f"none of the checkpoints {steps} in {self._folder} can be read. "
+                "Restore them from a copy, or start the run in another --workdir; "
+                "nothing was written over."
+            )
+        return None
+
+    def discard_after(self, step: int) -> None:
+        """Deletes checkpoints newer than `step` (broken ones, passed over)."""
+        for newer in [s for s in self.steps() if s > step]:
+            self._manager.delete(newer)
+
+    def _restore(self, step: int, like: TrainState) -> Restored:
+        shapes = jax.tree.map(ocp.utils.to_shape_dtype_struct, like._asdict())
+        found = self._manager.restore(
+            step,
+            args=ocp.args.Composite(
+                state=ocp.args.StandardRestore(shapes),
+                data=ocp.args.JsonRestore(),
+                about=ocp.args.JsonRestore(),
+            ),
+        )
+        state = TrainState(**found["state"])
+        actual = paths.content_hash(jax.device_get(state.params))
+        expected = found["about"]["params_sha256"]
+        if actual != expected:
+            raise CheckpointError(
+                f"its parameters hash to {actual[:12]}, not {expected[:12]} as saved"
+            )
+        return Restored(state, found["data"], step)
