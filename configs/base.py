@@ -41,11 +41,26 @@ def with_queries(num_queries: int) -> Callable[[str], ConfigDict]:
         config.name = name + ("" if inputs == "vqq" else f"-{inputs}")
         if stage == "finetune" and not config.weights.init_from:
             config.weights.init_from = f"runs/m{num_queries}-{preset}-align"
-        if config.query_schedule and config.query_schedule[-1][1] != num_queries:
-            config.query_schedule = ()
+        config.query_schedule = _up_to(config.query_schedule, num_queries)
         return config.lock()
 
     return get_config
+
+
+def _up_to(
+    schedule: tuple[tuple[int, int], ...], num_queries: int
+) -> tuple[tuple[int, int], ...]:
+    """A curriculum cut at M: the phase that would reach or pass it stays at M.
+
+    >>> _up_to(((0, 16), (900, 64), (960, 256)), 64)
+    ((0, 16), (900, 64))
+    """
+    phases = [(first, min(m, num_queries)) for first, m in schedule]
+    return tuple(
+        phase
+        for number, phase in enumerate(phases)
+        if number == 0 or phase[1] > phases[number - 1][1]
+    )
 
 
 def _parse(arg: str) -> tuple[str, str, str]:

@@ -4,6 +4,7 @@ stage that returns the fields which `base` does not set."""
 from ml_collections import config_dict
 
 NONE_INT = config_dict.placeholder(int)
+FAMILIES = ("read", "locate", "count", "exists", "choice", "describe")
 
 
 def _blocks(width: int, mlp_width: int, num_heads: int, num_layers: int, **more):
@@ -38,7 +39,7 @@ def _digit_pages(page_size: int, min_share: float, max_share: float) -> dict:
         },
         "num_records": 65536,
         "questions_per_page": 4,
-        "families": ("read", "locate", "count", "exists", "choice", "describe"),
+        "families": FAMILIES,
     }
 
 
@@ -81,13 +82,27 @@ def _run(log_every: int, eval_every: int, questions: int, save_every: int) -> di
 def embedded(stage: str) -> dict:
     """Tiny models whose weights ship in the package, on 96-pixel Digit Pages: nine
     local views of 32 pixels, one per cell, and the global view."""
+    # The pre-trained vision tower learns more slowly than the fresh fusion decoder.
+    young = {
+        "learning_rate": 1.2e-3,
+        "weight_decay": 0.01,
+        "b2": 0.98,
+        "rate_rules": ((r"vision/.*", 0.3), (r".*", 1.0)),
+    }
     optim = {
-        "align": _optim(steps=1500, learning_rate=1e-3, warmup=0.1, weight_decay=0.01),
-        "finetune": _optim(
-            steps=6000, learning_rate=1e-3, warmup=0.03, weight_decay=0.01
-        ),
-        "adapt": _optim(epochs=1.0, learning_rate=5e-4, warmup=0.03),
+        "align": _optim(steps=1000, warmup=0.1, **young),
+        "finetune": _optim(steps=6000, warmup=0.03, **young),
+        "adapt": _optim(epochs=1.0, learning_rate=4e-4, warmup=0.03, b2=0.98),
     }[stage]
+    # Few query tokens at first: seeing is learnt from them several times as fast.
+    query_schedule = {
+        "align": ((0, 16), (900, 64), (960, 256)),
+        "finetune": ((0, 16), (4400, 64), (5300, 256)),
+        "adapt": (),
+    }[stage]
+    # The align loss takes every other answer of the batch for a negative, so it needs
+    # families whose answers differ from page to page.
+    families = ("read", "locate", "describe") if stage == "align" else FAMILIES
     return {
         "model": {
             "dtype": "auto",
@@ -125,6 +140,8 @@ def embedded(stage: str) -> dict:
         },
         "data": {
             **_digit_pages(96, 0.5, 0.75),
+            "families": families,
+            "questions_per_page": 3 if stage == "align" else 4,
             "template": "plain",
             "max_local_views": 9,
             "batch_size": 16 if stage == "adapt" else 32,
@@ -133,9 +150,7 @@ def embedded(stage: str) -> dict:
             "num_threads": 1,
         },
         "optim": optim,
-        "query_schedule": ((0, 16), (4000, 64), (5000, 256))
-        if stage == "finetune"
-        else (),
+        "query_schedule": query_schedule,
         **_run(log_every=10, eval_every=200, questions=512, save_every=100),
     }
 

@@ -333,11 +333,14 @@ def test_samples_that_do_not_fit(axis, sizes, message):
         collate(samples, replace(SPEC, **{axis: sizes}))
 
 
-def test_layouts_must_agree():
+def test_samples_must_go_together():
     good = encode(sample(1), ADAPT, LAYOUT)
     other = encode(sample(1), ADAPT, QueryLayout(4, 2, 200))
     with pytest.raises(ValueError, match=r"'sample-1' has 5 fusion outputs for 6"):
         collate([good._replace(llm=other.llm)], SPEC)
+    align = encode(sample(2), ALIGN, LAYOUT)
+    with pytest.raises(ValueError, match=r"'sample-2' has .*for one stage"):
+        collate([good, align], SPEC)
 
 
 def test_shapes_are_bounded_and_printed():

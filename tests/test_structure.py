@@ -22,12 +22,14 @@ PACKAGE = "vtscale_jax"
 
 # The spine in reading order: imports point upward, to what stands before.
 HOST = (
-    *("types", "metrics", "records", "templates", "tokens", "views", "collate"),
-    "loader",
+    *("types", "metrics", "records", "run_folder", "templates", "tokens", "views"),
+    *("collate", "loader"),
 )
 TOWERS = ("vision", "text_tower", "fusion", "llm")
-DEVICE = ("layers", *TOWERS, "vlm", "losses", "stages", "optim", "step")
-ENTRY = ("train", "ask", "sweep")
+DEVICE = (
+    *("layers", *TOWERS, "vlm", "losses", "stages", "optim", "step", "settings"),
+)
+ENTRY = ("assemble", "evaluate", "train", "ask", "sweep")
 SPINE = (HOST[0], "paths", *HOST[1:], *DEVICE, *ENTRY)
 RIBS = (
     *("embedded", "weights", "report", "parallel", "eval"),

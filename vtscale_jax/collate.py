@@ -210,6 +210,12 @@ def _needs(sample: Encoded, tokens_per_crop: int) -> dict[str, int]:
 
 def _chosen_sizes(samples: Sequence[Encoded], spec: BatchSpec) -> dict[str, int]:
     needs = [_needs(sample, spec.tokens_per_crop) for sample in samples]
+    for sample, need in zip(samples, needs, strict=True):
+        if need.keys() != needs[0].keys():
+            raise ValueError(
+                f"sample {sample.id!r} has {sorted(need)}, but {samples[0].id!r} has "
+                f"{sorted(needs[0])}: encode all samples of a batch for one stage."
+            )
     sizes = {}
     for axis in needs[0]:
         allowed = getattr(spec, axis)
@@ -266,6 +272,7 @@ def _llm_input(samples: Sequence[Encoded], sizes: dict[str, int]) -> LLMInput:
     targets = np.zeros((rows, A), np.int32)
     mask = np.zeros((rows, A), bool)
     for row, sample in enumerate(samples):
+        assert sample.llm is not None
         length = len(sample.llm.ids)
         ids[row, :length], kinds[row, :length] = sample.llm
         found = llm_slots(sample.llm)
@@ -295,6 +302,7 @@ def _answer_input(
     mask = np.zeros(R, bool)
     r = 0
     for row, sample in enumerate(samples):
+        assert sample.answers is not None
         slot_kinds = sample.fusion.kinds[fusion_slots(sample.fusion)]
         ends = np.flatnonzero(slot_kinds & Kind.EOS)
         for slot, answer in zip(ends, sample.answers, strict=True):

@@ -8,7 +8,6 @@ cannot be read stops the stream with its id; none is skipped.
 """
 
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
@@ -132,6 +131,7 @@ def _encode(record: Record, encoding: Encoding, layout: QueryLayout) -> Encoded:
             "train on. Give the answer, or encode prompts with prompts=True."
         )
     if align:
+        assert encoding.max_answer_length is not None
         answers = answer_sequences(
             record,
             encoding.fusion_tokenizer,
@@ -139,6 +139,7 @@ def _encode(record: Record, encoding: Encoding, layout: QueryLayout) -> Encoded:
             truncate=encoding.truncate_answers,
         )
         return Encoded(record.id, crops, fusion, answers=tuple(answers))
+    assert encoding.llm_tokenizer is not None and encoding.template is not None
     llm = llm_sequence(record, encoding.llm_tokenizer, encoding.template, layout)
     return Encoded(record.id, crops, fusion, llm=llm)
 
@@ -253,7 +254,7 @@ class Stream:
     def __iter__(self) -> "StreamIterator":
         return StreamIterator(self, self.start_step)
 
-    def _batches(self, step: int) -> Iterator[Batch]:
+    def _batches(self, step: int) -> grain.DatasetIterator[Batch]:
         steps = grain.MapDataset.range(step, self.num_steps)
         return iter(steps.map(self.batch).to_iter_dataset(self._read))
 

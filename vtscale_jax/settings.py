@@ -97,7 +97,7 @@ def query_schedule(config: ConfigDict) -> tuple[tuple[int, int], ...]:
 
     A curriculum must start at step 0, rise in both, and end at M.
     """
-    schedule = tuple(tuple(map(int, phase)) for phase in config.query_schedule)
+    schedule = tuple((int(first), int(m)) for first, m in config.query_schedule)
     if not schedule:
         return ((0, config.num_queries),)
     steps, queries = zip(*schedule, strict=True)

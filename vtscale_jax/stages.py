@@ -13,11 +13,12 @@ from typing import NamedTuple
 
 import flax.linen as nn
 import jax
+import numpy as np
 from jaxtyping import Array, Float
 
-from vtscale_jax.losses import answer_loss
-from vtscale_jax.types import Batch
-from vtscale_jax.vlm import VLM, AlignModel, ModelConfig
+from vtscale_jax.losses import AlignTerms, align_loss, answer_loss
+from vtscale_jax.types import AnswerInput, Batch, FusionInput, LLMInput
+from vtscale_jax.vlm import VLM, AlignModel, AlignOutput, ModelConfig
 
 
 class Objective(NamedTuple):
@@ -27,8 +28,20 @@ class Objective(NamedTuple):
     metrics: dict[str, Float[Array, ""]]
 
 
+def align_terms(output: AlignOutput, batch: Batch) -> AlignTerms:
+    """The align loss of a batch's outputs."""
+    return align_loss(
+        output.questions,
+        output.answers,
+        output.logit_scale,
+        batch.answers.mask,
+        output.slots,
+        output.slot_mask,
+    )
+
+
 def _align(model: AlignModel, params: dict, batch: Batch) -> Objective:
-    terms = model.apply({"params": params}, batch).terms
+    terms = align_terms(model.apply({"params": params}, batch), batch)
     metrics = {
         "contrastive": terms.contrastive,
         "orthogonality": terms.orthogonality,
@@ -102,7 +115,32 @@ def get_stage(name: str) -> Stage:
     return STAGES[name]
 
 
-def init_params(stage: Stage, config: ModelConfig, batch: Batch, seed: int) -> dict:
-    """Fresh parameters of the stage's model; shapes come from `config`, not `batch`."""
+def init_params(stage: Stage, config: ModelConfig, seed: int) -> dict:
+    """Fresh parameters of the stage's model."""
     init = jax.jit(stage.model(config).init)
-    return init(jax.random.key(seed), batch)["params"]
+    return init(jax.random.key(seed), smallest_batch(config))["params"]
+
+
+def parameter_shapes(stage: Stage, config: ModelConfig) -> dict:
+    """Shapes and dtypes of the stage's parameters, at any size, in no memory."""
+    init = stage.model(config).init
+    return jax.eval_shape(init, jax.random.key(0), smallest_batch(config))["params"]
+
+
+def smallest_batch(config: ModelConfig) -> Batch:
+    """One crop, one query, one answer: enough to trace either model."""
+    side, tokens = config.vision.image_size, config.vision.tokens_per_crop
+    index = np.zeros(1, np.int32)
+    row = np.zeros((1, 1), np.int32)
+    fusion_row = np.zeros((1, tokens + 1), np.int32)
+    fusion = FusionInput(
+        crops=np.zeros((1, side, side, 3), np.float32),
+        crop_row=index,
+        crop_rank=index,
+        ids=fusion_row,
+        kinds=fusion_row,
+        slots=np.full((1, 1), tokens, np.int32),
+    )
+    llm = LLMInput(row, row, row, row, row, row == 0)
+    answers = AnswerInput(row, row, index, index, index, index == 0)
+    return Batch(fusion, llm, answers)

@@ -53,7 +53,7 @@ def make_steps(
         )
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
-        metrics = {"loss": loss, "grad_norm": optax.global_norm(grads), **metrics}
+        metrics = {"loss": loss, "grad_norm": optax.tree.norm(grads), **metrics}
         return TrainState(state.step + 1, params, opt_state), metrics
 
     def eval_step(params: dict, frozen: dict, batch: Batch):

@@ -255,13 +255,10 @@ def _fusion_texts(
             "with question='fixed' and only then."
         )
     turns = checked_turns(record)
-    match question:
-        case "asked":
-            return [turn.question for turn in turns]
-        case "dropped":
-            return [""] * len(turns)
-        case "fixed":
-            return [fixed_text] * len(turns)
+    if question == "asked":
+        return [turn.question for turn in turns]
+    if question != "templated":
+        return [fixed_text or ""] * len(turns)
     if template is None:
         raise ValueError("question is 'templated', which needs a template: name one.")
     return [text for text, kind in segments(record, template) if kind == Kind.QUE]

@@ -65,9 +65,7 @@ def train(config: ConfigDict, workdir: Path) -> Path:
     mesh = make_mesh(config.data.batch_size)
 
     # Weights: fresh shapes first, then each group from the source its stage names.
-    shapes = parts.training_shapes(source, schedule[0][1])
-    [example] = parts.heldout_batches(shapes, schedule[0][1], 1)
-    fresh = init_params(stage, model_config, example, config.seed)
+    fresh = init_params(stage, model_config, config.seed)
     params, provenance = starting.starting_params(
         stage, config.weights, jax.device_get(fresh), config.seed
     )

@@ -10,14 +10,13 @@ from typing import NamedTuple
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
-from vtscale_jax import losses
 from vtscale_jax.fusion import FusionConfig, FusionDecoder
 from vtscale_jax.layers import KVCache
 from vtscale_jax.llm import LLM, LLMConfig
 from vtscale_jax.text_tower import TextConfig, TextTower
-from vtscale_jax.types import AnswerInput, Batch, FusionInput, Kind, LLMInput
+from vtscale_jax.types import Batch, FusionInput, Kind, LLMInput
 from vtscale_jax.vision import VisionConfig, VisionTower, pack_crops
 
 
@@ -71,7 +70,7 @@ class VLM(nn.Module):
 
     config: ModelConfig
 
-    def setup(self):
+    def setup(self) -> None:
         c = self.config
         self.vision = VisionTower(c.vision)
         self.fusion = FusionDecoder(c.fusion)
@@ -102,8 +101,10 @@ class VLM(nn.Module):
         self.sow("intermediates", "projected", vectors)
         return splice(self.llm.embed(llm_input.ids), vectors, llm_input.slots)
 
-    def hidden(self, fusion_input: FusionInput, llm_input: LLMInput):
-        """LLM states after the final norm at every position, `[B, S, D]`."""
+    def hidden(
+        self, fusion_input: FusionInput, llm_input: LLMInput
+    ) -> Float[Array, "B S D"]:
+        """LLM states after the final norm at every position."""
         x = self.embed_prompt(fusion_input, llm_input)
         return self.llm(x, (llm_input.kinds & Kind.PAD) == 0).hidden
 
@@ -151,19 +152,21 @@ def splice(
 
 
 class AlignOutput(NamedTuple):
-    """The align loss with its parts, and the vectors it compares."""
+    """What the align loss compares (see `losses.align_loss`)."""
 
-    terms: losses.AlignTerms
     questions: Float[Array, "R E"]
     answers: Float[Array, "R E"]
+    logit_scale: Float[Array, ""]
+    slots: Float[Array, "Q D"]
+    slot_mask: Bool[Array, " Q"]
 
 
 class AlignModel(nn.Module):
-    """Stage 1: fused question vectors against answer vectors of the text tower."""
+    """Stage 1: fused question vectors and the text tower's answer vectors."""
 
     config: ModelConfig
 
-    def setup(self):
+    def setup(self) -> None:
         c = self.config
         self.vision = VisionTower(c.vision)
         self.fusion = FusionDecoder(c.fusion)
@@ -171,7 +174,7 @@ class AlignModel(nn.Module):
         self.align = AlignHead(c.text.projection_width, c.fusion.blocks.dtype)
 
     def __call__(self, batch: Batch) -> AlignOutput:
-        answers: AnswerInput = batch.answers
+        answers = batch.answers
         states = fuse(self.vision, self.fusion, batch.fusion)
         slots = take_slots(states, batch.fusion.slots)
         self.sow("intermediates", "fused", states)
@@ -180,15 +183,8 @@ class AlignModel(nn.Module):
         picked = slots[answers.question_row, answers.question_slot]
         questions, logit_scale = self.align(picked)
         slot_mask = batch.fusion.slots < states.shape[1]
-        terms = losses.align_loss(
-            questions,
-            text,
-            logit_scale,
-            answers.mask,
-            slots.reshape(-1, slots.shape[-1]),
-            slot_mask.reshape(-1),
-        )
-        return AlignOutput(terms, questions, text)
+        flat = slots.reshape(-1, slots.shape[-1])
+        return AlignOutput(questions, text, logit_scale, flat, slot_mask.reshape(-1))
 
 
 class AlignHead(nn.Module):
@@ -199,7 +195,9 @@ class AlignHead(nn.Module):
     dtype: str
 
     @nn.compact
-    def __call__(self, x: Float[Array, "R D"]):
+    def __call__(
+        self, x: Float[Array, "R D"]
+    ) -> tuple[Float[Array, "R E"], Float[Array, ""]]:
         scale = self.param("logit_scale", nn.initializers.constant(2.6592), ())
         # PyTorch's default for a Linear layer: uniform with std 1/√(3·fan_in).
         init = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")

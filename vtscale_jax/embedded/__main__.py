@@ -1,15 +1,21 @@
 """Commands of the built-in data; `python -m vtscale_jax.embedded --help`."""
 
 import argparse
+import runpy
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+import jax
 from PIL import Image
 
+from vtscale_jax import settings
 from vtscale_jax.embedded.digit_pages import SPLITS, DigitPages, PageConfig
 from vtscale_jax.embedded.questions import FAMILIES
+from vtscale_jax.embedded.pretrain import pretrain
 from vtscale_jax.embedded.sheet import draw_sheet
+from vtscale_jax.embedded.ship import SHIP_COMMANDS, WEIGHTS, ship
+from vtscale_jax.parallel.host import keep_freed_memory
 
 EXAMPLE = """\
 worked example: what the model is asked about handwriting that it has never seen,
@@ -79,6 +85,62 @@ def write_sheet(args: argparse.Namespace) -> None:
     print(f"wrote {args.out} ({len(source)} pages of {source!r})")
 
 
+def add_pretrain(commands: argparse._SubParsersAction) -> None:
+    """Adds `pretrain`: the tiny LLM or the tiny CLIP from scratch."""
+    parser = commands.add_parser(
+        "pretrain", help="train the tiny LLM or CLIP from scratch (20 minutes, 2 cores)"
+    )
+    parser.add_argument("kind", choices=("llm", "clip"))
+    parser.add_argument(
+        "--config", default="configs/m256.py", help="its model sizes are used"
+    )
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--out", type=Path, help="default runs/pretrain-KIND")
+    parser.set_defaults(run=run_pretrain)
+
+
+def run_pretrain(args: argparse.Namespace) -> None:
+    """Runs `pretrain`."""
+    if jax.default_backend() == "cpu":
+        keep_freed_memory()
+    config = runpy.run_path(args.config)["get_config"]("")
+    file = pretrain(
+        args.kind,
+        settings.model_config(config, "float32"),
+        args.out or Path(f"runs/pretrain-{args.kind}"),
+        seed=args.seed,
+        max_local_views=config.data.max_local_views,
+    )
+    print(f"Weights: {file}")
+
+
+def add_ship(commands: argparse._SubParsersAction) -> None:
+    """Adds `ship`: trained tiny weights into the package."""
+    parser = commands.add_parser(
+        "ship",
+        help="put trained weights into the package",
+        description=ship.__doc__,
+        epilog=SHIP_COMMANDS,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    for name, default in (
+        ("clip", "runs/pretrain-clip"),
+        ("llm", "runs/pretrain-llm"),
+        ("align", "runs/m256-embedded-align"),
+        ("base", "runs/m256-embedded-finetune"),
+    ):
+        parser.add_argument(
+            f"--{name}", type=Path, default=Path(default), help=f"default {default}"
+        )
+    parser.set_defaults(run=run_ship)
+
+
+def run_ship(args: argparse.Namespace) -> None:
+    """Runs `ship`."""
+    manifest = ship(args.clip, args.llm, args.align, args.base)
+    print(f"wrote {WEIGHTS}: {', '.join(manifest['files'])}")
+
+
 def build_parser() -> argparse.ArgumentParser:
     """The parser; every command adds itself and sets `run`, called with the result."""
     parser = argparse.ArgumentParser(
@@ -89,6 +151,8 @@ def build_parser() -> argparse.ArgumentParser:
     )
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
     add_sheet(commands)
+    add_pretrain(commands)
+    add_ship(commands)
     return parser
 
 

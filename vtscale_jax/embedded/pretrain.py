@@ -1,9 +1,10 @@
 """Pre-trains the two tiny models that the embedded preset starts from.
 
-    python -m vtscale_jax.embedded pretrain llm --out runs/pretrain-llm
-    python -m vtscale_jax.embedded pretrain clip --out runs/pretrain-clip
+    python -m vtscale_jax.embedded pretrain llm
+    python -m vtscale_jax.embedded pretrain clip
 
-Each folder then holds `weights.safetensors` and its curves.
+The folder (`--out`, default `runs/pretrain-llm` and so on) then holds
+`weights.safetensors`, `pretrain.json` and the curves; `ship` puts them into the package.
 """
 
 import itertools
@@ -29,7 +30,7 @@ from vtscale_jax.vlm import ModelConfig
 LOG_EVERY = 50
 RECIPES = {
     "llm": OptimConfig(
-        steps=2600, learning_rate=3e-3, warmup=0.05, weight_decay=0.01, b2=0.98
+        steps=3600, learning_rate=3e-3, warmup=0.05, weight_decay=0.01, b2=0.98
     ),
     "clip": OptimConfig(
         steps=1600, learning_rate=1e-3, warmup=0.05, weight_decay=0.05, b2=0.98
@@ -124,8 +125,8 @@ def _pretrain_llm(config: ModelConfig, recipe, folder: Path, seed: int):
     model = LLM(config.llm)
 
     def loss(params, batch):
-        terms = pretrain_llm.text_loss(model, params, *batch)
-        return terms.loss, {"token_accuracy": terms.correct / terms.count}
+        scores = pretrain_llm.text_loss(model, params, batch)
+        return scores.loss, {"token_accuracy": scores.token_accuracy}
 
     params = pretrain_llm.initial_params(config.llm, seed)
     params = fit(loss, params, pretrain_llm.batches(seed + 1), recipe, folder)

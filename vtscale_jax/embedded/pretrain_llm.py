@@ -6,82 +6,114 @@ the vision tokens will stand; after this it stays frozen.
 
 import itertools
 from collections.abc import Iterator
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 from jaxtyping import Array, Float, Int
 
 from vtscale_jax.embedded.text_pages import TextPages, TextRecord
 from vtscale_jax.embedded.vocabulary import build_tokenizer
 from vtscale_jax.llm import LLM, LLMConfig
-from vtscale_jax.losses import AnswerTerms, answer_loss
 from vtscale_jax.types import Kind
 
 BUCKETS = (64, 96, 128, 192, 256, 384, 512)
 TOKENS_PER_BATCH = 8192
 POOL = 4096  # records whose lengths are sorted together
+# Looking up a cell, then its letter among the options, is learnt much sooner on short
+# pages; long ones (the length of M = 256 vision tokens) come after SHORT_POOLS pools.
+SHORT_WORDS, LONG_WORDS, SHORT_POOLS = 40, 300, 45
 
 
-def encode(record: TextRecord, vocabulary: dict[str, int]) -> tuple[list, list]:
-    """Ids and kinds of `<s> page question answer : a </s> hint question answer : …`.
+class TextBatch(NamedTuple):
+    """Right-padded texts. `weights` are 1/length at the tokens of each answer and its
+    end, 0 elsewhere: by tokens alone, long descriptions would drown the one-word
+    answers."""
+
+    ids: Int[np.ndarray, "B S"]
+    kinds: Int[np.ndarray, "B S"]
+    weights: Float[np.ndarray, "B S"]
+
+
+def encode(
+    record: TextRecord, vocabulary: dict[str, int]
+) -> tuple[list[int], list[int], list[float]]:
+    """Ids, kinds and weights of `<s> page question answer : a </s> hint question …`.
 
     The same layout as the template "plain", with words in place of the query blocks.
     """
-    ids, kinds = [vocabulary["<s>"]], [Kind.BOS]
+    ids, kinds, weights = [vocabulary["<s>"]], [int(Kind.BOS)], [0.0]
 
-    def add(text: str, kind: Kind) -> None:
+    def add(text: str, kind: Kind, weight: float = 0.0) -> None:
         words = text.split()
         ids.extend(vocabulary[word] for word in words)
-        kinds.extend([kind] * len(words))
+        kinds.extend([int(kind)] * len(words))
+        weights.extend([weight] * len(words))
 
+    add(record.page, Kind.SYS)
     for turn, hint in zip(record.turns, record.hints, strict=True):
-        add(hint or (record.page if turn is record.turns[0] else ""), Kind.SYS)
+        weight = 1 / (len(turn.answer.split()) + 1)
+        add(hint, Kind.SYS)
         add(turn.question, Kind.QUE)
         add("answer :", Kind.INST)
-        add(turn.answer, Kind.ANS)
-        add("</s>", Kind.EOS)
-    return ids, kinds
+        add(turn.answer, Kind.ANS, weight)
+        add("</s>", Kind.EOS, weight)
+    return ids, kinds, weights
 
 
-def batches(seed: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Endless (ids, kinds) `[B, S]` of about TOKENS_PER_BATCH tokens, by length."""
+def batches(seed: int) -> Iterator[TextBatch]:
+    """Endless batches of about TOKENS_PER_BATCH tokens, of records of like length."""
     vocabulary = build_tokenizer().get_vocab()
-    source = TextPages(2**31, seed)
     rng = np.random.default_rng(seed)
-    for start in itertools.count(0, POOL):
-        pool = [encode(source[i], vocabulary) for i in range(start, start + POOL)]
+    for number in itertools.count():
+        words = SHORT_WORDS if number < SHORT_POOLS else LONG_WORDS
+        source = TextPages(2**31, seed, max_words=words)
+        first = number * POOL
+        pool = [encode(source[i], vocabulary) for i in range(first, first + POOL)]
         ready = []
         for low, high in zip((0, *BUCKETS), BUCKETS, strict=False):
             rows = [row for row in pool if low < len(row[0]) <= high]
             size = TOKENS_PER_BATCH // high
             for at in range(0, len(rows) - size + 1, size):
                 ready.append(_pad(rows[at : at + size], high, vocabulary["</s>"]))
-        for number in rng.permutation(len(ready)):
-            yield ready[number]
+        for chosen in rng.permutation(len(ready)):
+            yield ready[chosen]
 
 
-def _pad(rows: list, length: int, pad_id: int) -> tuple[np.ndarray, np.ndarray]:
-    ids = np.full((len(rows), length), pad_id, np.int32)
-    kinds = np.full((len(rows), length), int(Kind.PAD), np.int32)
-    for number, (row_ids, row_kinds) in enumerate(rows):
-        ids[number, : len(row_ids)] = row_ids
-        kinds[number, : len(row_kinds)] = row_kinds
-    return ids, kinds
+def _pad(rows: list, length: int, pad_id: int) -> TextBatch:
+    shape = len(rows), length
+    ids = np.full(shape, pad_id, np.int32)
+    kinds = np.full(shape, int(Kind.PAD), np.int32)
+    weights = np.zeros(shape, np.float32)
+    for number, row in enumerate(rows):
+        for array, values in zip((ids, kinds, weights), row, strict=True):
+            array[number, : len(values)] = values
+    return TextBatch(ids, kinds, weights)
 
 
-def text_loss(
-    model: LLM, params: dict, ids: Int[Array, "B S"], kinds: Int[Array, "B S"]
-) -> AnswerTerms:
-    """Cross-entropy of answers and their ends, given everything before them."""
+class TextScores(NamedTuple):
+    """Mean loss per answer, and the share of answer tokens that would be chosen."""
+
+    loss: Float[Array, ""]
+    token_accuracy: Float[Array, ""]
+
+
+def text_loss(model: LLM, params: dict, batch: TextBatch) -> TextScores:
+    """Cross-entropy of answers and their ends, given everything before them; every
+    answer weighs the same."""
 
     def run(llm: LLM) -> Float[Array, "B S W"]:
-        hidden = llm(llm.embed(ids), (kinds & Kind.PAD) == 0).hidden
+        hidden = llm(llm.embed(batch.ids), (batch.kinds & Kind.PAD) == 0).hidden
         return llm.logits(hidden[:, :-1])
 
     logits = model.apply({"params": params}, method=run)
-    mask = (kinds[:, 1:] & (Kind.ANS | Kind.EOS)) != 0
-    return answer_loss(logits, ids[:, 1:], mask)
+    targets, weights = batch.ids[:, 1:], batch.weights[:, 1:]
+    losses = optax.softmax_cross_entropy_with_integer_labels(logits, targets)
+    loss = jnp.sum(losses * weights) / jnp.sum(weights)
+    right = jnp.sum((jnp.argmax(logits, -1) == targets) & (weights > 0))
+    return TextScores(loss, right / jnp.sum(weights > 0))
 
 
 def initial_params(config: LLMConfig, seed: int) -> dict:

@@ -39,6 +39,11 @@ GROUP_END = ","
 PAGE_HINT_WORDS = 16  # length of the page of the hint style, at most
 HINT_WORDS = 8  # follow-up questions get at most 8 vision tokens
 MAX_REPEATS = 4
+# Pages without fillers or repeats: from them the ways of looking things up are learnt
+# first, and fillers are then only something to skip.
+PLAIN_SHARE = 0.6
+UNEVEN_SHARE = 0.1
+LETTER_SHARE = 0.7  # a choice is hinted at by its letter, else by its digit
 # Sets the random numbers apart from those of DigitPages with the same seed.
 TEXT_STREAM = 2
 # Families that a single named cell answers.
@@ -106,7 +111,7 @@ def _write_grid(cells: Cells, total: int, rng: np.random.Generator) -> list[str]
     if total < len(cells) + sum(map(len, rows)) or rng.random() < 0.5:
         rows = [[] for _ in range(grid)]
     room = (total - sum(map(len, rows))) // len(cells)  # words for each cell
-    uneven = room >= 2 and rng.random() < 0.25
+    uneven = room >= 2 and rng.random() < UNEVEN_SHARE
     most = max(1, min(MAX_REPEATS, room - uneven))
     repeats = rng.integers(1, most + 1, size=len(cells))
     if not uneven:
@@ -158,7 +163,7 @@ def asked_cell(question: str, grid: int) -> int:
 
 def _evidence(turn: Turn, cells: Cells, rng: np.random.Generator) -> list[str]:
     """The words that answer a question; for a choice, its letter or its digit."""
-    if turn.family == "choice" and rng.random() < 0.5:
+    if turn.family == "choice" and rng.random() >= LETTER_SHARE:
         return [cell_word(cells[asked_cell(turn.question, grid_of(cells))])]
     return turn.answer.split()
 
@@ -173,7 +178,8 @@ class TextPages:
     """Random-access source of TextRecord; `[i]` depends on (seed, i) only.
 
     Pages are of `config` (only its grid and numbers of digits matter), at most
-    `max_words` words long, their length log-uniform in the styles grid and facts. Hints
+    `max_words` words long; in the styles grid and facts most have just the words that
+    tell the page, the others a log-uniform length. Hints
     have at most 8 words, unless no family has an answer that short.
 
         TextPages(num_pages=4, seed=6)[0].page  ->  "; 5 1 9 5 none 0 2 0 none"
@@ -233,7 +239,9 @@ class TextPages:
         return TextRecord(page, ("", *hints), turns, style, cells)
 
     def _total(self, least: int, rng: np.random.Generator) -> int:
-        """A number of words, log-uniform in least..max_words."""
+        """A number of words: just enough, or log-uniform in least..max_words."""
+        if rng.random() < PLAIN_SHARE:
+            return least
         low, high = np.log(least), np.log(self.max_words + 1)
         return min(self.max_words, int(np.exp(rng.uniform(low, high))))
 

@@ -18,7 +18,7 @@ _IMAGE_TYPES = {
     ".svg": "image/svg+xml",
 }
 
-# What a stage does, for a reader who has not read the paper (section 4, training).
+# What a stage does, for a reader who has not read the paper.
 _STAGE_MEANING = {
     "align": "the image side learns to match questions on images with their answers, "
     "without a language model",

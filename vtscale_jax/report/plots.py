@@ -198,7 +198,7 @@ def _draw_loss(ax: Axes, rows: Sequence[dict[str, Any]]) -> None:
         if everything.max() > 8 * everything.min():
             _log_scale(ax)
             title = "loss (log scale)"
-    _finish_legend(ax)
+    _finish_legend(ax, loc="upper right")
     ax.set_title(title)
 
 
@@ -215,7 +215,8 @@ def _draw_accuracies(ax: Axes, rows: Sequence[dict[str, Any]]) -> None:
         )
     ax.set_ylim(0, 1.03)
     ax.yaxis.set_major_formatter(PercentFormatter(1.0))
-    _finish_legend(ax, ncols=2)
+    # Beside the panel: no corner of it is sure to be free of curves.
+    _finish_legend(ax, loc="center left", bbox_to_anchor=(1.0, 0.5))
     ax.set_title("held-out accuracy")
 
 
@@ -269,6 +270,7 @@ def _finish(ax: Axes) -> None:
         )
 
 
-def _finish_legend(ax: Axes, ncols: int = 1) -> None:
+def _finish_legend(ax: Axes, **place: Any) -> None:
+    # Never loc="best": its search takes seconds on a busy machine, and then it warns.
     if ax.get_legend_handles_labels()[0]:
-        ax.legend(frameon=False, fontsize=9, ncols=ncols)
+        ax.legend(frameon=False, fontsize=9, **place)

@@ -16,10 +16,11 @@ Decisions on quirks of the reference (spec: quirks that need a decision):
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import flax.linen as nn
 import jax
 import numpy as np
 from safetensors import SafetensorError, safe_open
@@ -224,7 +225,9 @@ def _encoder_blocks(d: Json) -> BlockConfig:
     )
 
 
-def parameter_shapes(config: ModelConfig | VisionConfig, model: type) -> dict[str, Any]:
+def parameter_shapes(
+    config: ModelConfig | VisionConfig, model: Callable[[Any], nn.Module]
+) -> dict[str, Any]:
     """The parameter tree of a `VisionTower`, `AlignModel` or `VLM`, shapes only."""
     vision = config if isinstance(config, VisionConfig) else config.vision
     crops = np.zeros((1, vision.image_size, vision.image_size, 3), np.float32)
@@ -288,7 +291,10 @@ def open_tensors(path: Path) -> TensorFiles:
 
 
 def read_params(
-    path: Path, layout: names.Layout, config: ModelConfig | VisionConfig, model: type
+    path: Path,
+    layout: names.Layout,
+    config: ModelConfig | VisionConfig,
+    model: Callable[[Any], nn.Module],
 ) -> dict[str, Any]:
     """Parameters of `model` from safetensors at `path`, strictly (`import_tree`)."""
     tensors = open_tensors(path)

@@ -56,7 +56,7 @@ class Step(NamedTuple):
 @functools.partial(jax.jit, static_argnames=("decoder", "config"))
 def _run_block(
     decoder: bool, config: BlockConfig, params: Params, x: jax.Array, keep: Any
-) -> jax.Array:
+) -> Any:
     mask = None if keep is None else causal_mask(keep)
     block = DecoderBlock if decoder else EncoderBlock
     places = jnp.broadcast_to(jnp.arange(x.shape[1]), x.shape[:2])
@@ -66,9 +66,7 @@ def _run_block(
 
 
 @functools.partial(jax.jit, static_argnames=("decoder", "config"))
-def _run_norm(
-    decoder: bool, config: BlockConfig, params: Params, x: jax.Array
-) -> jax.Array:
+def _run_norm(decoder: bool, config: BlockConfig, params: Params, x: jax.Array) -> Any:
     norm = RMSNorm if decoder else LayerNorm
     return norm(config.norm_eps, config.dtype).apply({"params": params}, x)
 

@@ -15,9 +15,10 @@ import numpy as np
 
 from vtscale_jax import losses
 from vtscale_jax.llm import LLM, empty_cache
+from vtscale_jax.stages import align_terms
 from vtscale_jax.types import Batch, Kind
 from vtscale_jax.vision import VisionConfig, VisionTower
-from vtscale_jax.vlm import VLM, AlignModel, ModelConfig, take_slots
+from vtscale_jax.vlm import VLM, AlignModel, ModelConfig
 from vtscale_jax.weights import golden_batches as batches
 from vtscale_jax.weights import names
 from vtscale_jax.weights.golden_blocks import Tower
@@ -104,7 +105,8 @@ def _run_align(config: ModelConfig, params: Params, batch: Batch) -> Any:
             mutable=["intermediates"],
             capture_intermediates=_is_called(VisionTower),
         )
-        return output.terms.loss, (output, state["intermediates"])
+        terms = align_terms(output, batch)
+        return terms.loss, (terms, output, state["intermediates"])
 
     return jax.grad(loss, has_aux=True)(params)
 
@@ -116,15 +118,15 @@ def _is_called(kind: type[nn.Module]) -> Callable[[nn.Module, str], bool]:
 
 def align_answers(config: ModelConfig, params: Params, batch: Batch) -> Answers:
     """Everything that a stage-1 case is asked, gradients of its loss included."""
-    gradients, (output, seen) = _run_align(config, params, batch)
-    terms, answers = output.terms, batch.answers
+    gradients, (terms, output, seen) = _run_align(config, params, batch)
+    answers = batch.answers
     fused = np.asarray(seen["fused"][0])
     keep = ~batches.is_kind(batch.fusion.kinds, Kind.PAD)
     text_keep = ~batches.is_kind(answers.kinds, Kind.PAD)
     rows = np.arange(len(answers.eos))
-    slots = np.asarray(take_slots(jnp.asarray(fused), batch.fusion.slots))
     is_slot = batch.fusion.slots < fused.shape[1]
-    normal = losses.normalize(jnp.asarray(slots[is_slot]))
+    normal = losses.normalize(jnp.asarray(_at_slots(fused, batch, is_slot)))
+    is_end = batches.question_ends(batch.fusion)
     zeroed = losses.zero_outliers(output.answers, jnp.asarray(answers.mask))
     text_states = np.asarray(seen["text"]["normed"][0])
     similarity = np.asarray(terms.similarity)
@@ -141,8 +143,8 @@ def align_answers(config: ModelConfig, params: Params, batch: Batch) -> Answers:
     outliers = np.asarray(zeroed != output.answers)
     for name, tolerance, array in (
         ("vision_tokens", MODEL, tokens),
-        ("fusion_qed_eos_hidden", MODEL, slots[is_slot]),
-        ("fusion_eos_hidden", MODEL, slots[batches.question_ends(batch.fusion)]),
+        ("fusion_qed_eos_hidden", MODEL, _at_slots(fused, batch, is_slot)),
+        ("fusion_eos_hidden", MODEL, _at_slots(fused, batch, is_end)),
         ("text_pooled", MODEL, text_states[rows, answers.eos]),
         ("imgque_embeds", MODEL, losses.normalize(output.questions)),
         ("text_proj_raw", MODEL, output.answers),
@@ -180,6 +182,11 @@ def align_answers(config: ModelConfig, params: Params, batch: Batch) -> Answers:
     return Answers(values, exported, towers)
 
 
+def _at_slots(fused: np.ndarray, batch: Batch, which: np.ndarray) -> np.ndarray:
+    """States `[Q, D]` at the chosen slots (`which` `[B, K]`), in row-major order."""
+    return fused[np.nonzero(which)[0], batch.fusion.slots[which]]
+
+
 def _fusion_values(
     packed: str, last: str, batch: Batch, fused: np.ndarray
 ) -> dict[str, Value]:
@@ -204,7 +211,7 @@ def _run_vlm(config: ModelConfig, params: Params, batch: Batch) -> Any:
             mutable=["intermediates"],
             capture_intermediates=_is_called(LLM),
         )
-        asked = batch.llm
+        asked: Any = batch.llm
         terms = losses.answer_loss(logits, asked.loss_targets, asked.loss_mask)
         return terms.loss, (terms, state["intermediates"])
 
@@ -220,11 +227,11 @@ def vlm_answers(config: ModelConfig, params: Params, batch: Batch) -> Answers:
     The loss is taken as in training, from logits at loss positions; the logits of all
     positions are taken beside it, from the same states.
     """
+    asked: Any = batch.llm
     gradients, terms, hidden, logits, seen = _run_vlm(config, params, batch)
     fused = np.asarray(seen["fused"][0])
     is_slot = batch.fusion.slots < fused.shape[1]
-    slots = np.asarray(take_slots(jnp.asarray(fused), batch.fusion.slots))
-    keep = ~batches.is_kind(batch.llm.kinds, Kind.PAD)
+    keep = ~batches.is_kind(asked.kinds, Kind.PAD)
 
     values = _fusion_values("backbone", "backbone_last_hidden", batch, fused)
     values |= _states("llm_hidden", seen["llm"], keep)
@@ -234,9 +241,9 @@ def vlm_answers(config: ModelConfig, params: Params, batch: Batch) -> Answers:
     values["logits"] = Value(np.asarray(logits), MODEL, keep)
     projected = np.asarray(seen["projected"][0])
     for name, tolerance, array in (
-        ("selected_hidden", MODEL, slots[is_slot]),
+        ("selected_hidden", MODEL, _at_slots(fused, batch, is_slot)),
         ("projected", MODEL, projected[is_slot]),
-        ("shifted_labels", EXACT, batches.shifted_labels(batch.llm)),
+        ("shifted_labels", EXACT, batches.shifted_labels(asked)),
         ("n_loss_tokens", EXACT, terms.count),
         ("loss", MODEL, terms.loss),
     ):
@@ -250,7 +257,7 @@ def vlm_answers(config: ModelConfig, params: Params, batch: Batch) -> Answers:
 
 @functools.partial(jax.jit, static_argnames=("config", "length"))
 def _prefill(config: ModelConfig, length: int, params: Params, batch: Batch) -> Any:
-    cache = empty_cache(config.llm, batch.llm.ids.shape[0], length)
+    cache = empty_cache(config.llm, batch.fusion.ids.shape[0], length)
     return VLM(config).apply(
         {"params": params}, batch.fusion, batch.llm, cache, method="prefill"
     )
@@ -275,7 +282,7 @@ def greedy_answers(
 
     Raises ValueError unless the batch holds one prompt without padding.
     """
-    asked = batch.llm
+    asked: Any = batch.llm
     if asked.ids.shape[0] != 1 or np.any(asked.kinds == int(Kind.PAD)):
         raise ValueError(
             f"in__input_ids: got {asked.ids.shape[0]} rows, expected one prompt "

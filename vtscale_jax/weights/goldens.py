@@ -5,6 +5,7 @@ kind of model it is, every size and every case are read from there. Quantities o
 are compared by name; a name that is not known here is reported as not checked.
 """
 
+import dataclasses
 import functools
 import math
 import re
@@ -16,7 +17,7 @@ import jax
 import numpy as np
 
 from vtscale_jax.vision import VisionConfig, VisionTower
-from vtscale_jax.vlm import VLM, AlignModel, ModelConfig
+from vtscale_jax.vlm import VLM, AlignModel
 from vtscale_jax.weights import authors, golden_blocks, golden_runs, names
 from vtscale_jax.weights import golden_batches as batches
 from vtscale_jax.weights.golden_batches import Arrays
@@ -30,6 +31,15 @@ VARIANT_PARTS = {
     "keepcls": {"keep_class": True},
 }
 VARIANT_SUFFIX = "__last_hidden_state"
+FUSION_INPUTS = (
+    "in__pixel_values",
+    "in__crop_index",
+    "in__que_input_ids",
+    "in__que_input_tps",
+    "in__que_attention_mask",
+)
+ALIGN_INPUTS = ("in__ans_input_ids", "in__ans_input_tps", "in__ans_attention_mask")
+LLM_INPUTS = ("in__input_ids", "in__input_tps", "in__attention_mask")
 
 
 class Quantity(NamedTuple):
@@ -72,10 +82,11 @@ class CaseReport(NamedTuple):
 
     @property
     def max_error(self) -> float:
-        """The largest error of any quantity; infinite when one is not a number."""
-        if self.refused or any(math.isnan(q.error) for q in self.quantities):
+        """The largest error of any quantity; infinite when one is not a number, or
+        when none was compared."""
+        if any(math.isnan(q.error) for q in self.quantities):
             return math.inf
-        return max(q.error for q in self.quantities)
+        return max((q.error for q in self.quantities), default=math.inf)
 
     @property
     def failed(self) -> bool:
@@ -99,11 +110,15 @@ class CaseReport(NamedTuple):
 
 
 class Golden(NamedTuple):
-    """One golden folder in memory: `kind` is "vision", "align" or "vlm"."""
+    """One golden folder in memory.
+
+    `kind` is "vision", "align" or "vlm"; `config` a VisionConfig for the first and a
+    ModelConfig for the others.
+    """
 
     name: str
     kind: str
-    config: ModelConfig | VisionConfig
+    config: Any
     params: Mapping[str, Any]
     json: Mapping[str, Any]
     cases: dict[str, Arrays]
@@ -176,10 +191,10 @@ def _read_arrays(path: Path) -> Arrays:
         return dict(file)
 
 
-def check_folder(golden: Golden) -> Iterator[CaseReport]:
-    """A report per case, as each is done."""
-    for case in golden.cases:
-        yield from check_file(golden, case)
+def cases_without_file(golden: Golden) -> list[str]:
+    """Cases that config.json speaks of and no .npz file holds: not checked."""
+    described = {**golden.json.get("cases", {}), **golden.json.get("generation", {})}
+    return sorted(described.keys() - golden.cases.keys())
 
 
 def check_file(golden: Golden, case: str) -> list[CaseReport]:
@@ -205,7 +220,6 @@ def _check_vision(golden: Golden, case: str) -> Iterator[CaseReport]:
         golden_runs.vision_tokens, params=golden.params, crops=crops
     )
     layers = golden_runs.vision_layers(golden.config, golden.params, crops)
-    own = {"merge_only": _variant_config(golden.config, "merge_nolf")}
     reports = []
     for name in [n for n in arrays if n.endswith(VARIANT_SUFFIX)]:
         variant = name.removesuffix(VARIANT_SUFFIX)
@@ -215,7 +229,11 @@ def _check_vision(golden: Golden, case: str) -> Iterator[CaseReport]:
             theirs = {name: arrays.pop(name)}
             reports.append(_report(f"{prefix}/{variant}", answers, theirs))
     # What is left is of the layers, of the merge alone, or unknown.
-    values = layers.values | {n: run(c) for n, c in own.items() if c and n in arrays}
+    values = layers.values
+    if "merge_only" in arrays:
+        bare = {"local_merge": True, "newline": False, "keep_class": False}
+        merge = dataclasses.replace(golden.config, **bare)
+        values = values | {"merge_only": run(merge)}
     yield _report(f"{prefix}/layers", layers._replace(values=values), arrays)
     yield from reports
 
@@ -231,7 +249,7 @@ def _variant_config(config: VisionConfig, variant: str) -> VisionConfig | None:
     fields = {"local_merge": True, "newline": True, "keep_class": False}
     for part in parts:
         fields |= VARIANT_PARTS[part]
-    return config.__class__(**{**vars(config), **fields})
+    return dataclasses.replace(config, **fields)
 
 
 def _check_model(golden: Golden, case: str) -> CaseReport:
@@ -239,11 +257,11 @@ def _check_model(golden: Golden, case: str) -> CaseReport:
     arrays, config, params = golden.cases[case], golden.config, golden.params
     tokens_per_crop = config.vision.tokens_per_crop
     described = golden.json.get("cases", {}).get(case, {})
-    required = [n for n in ("in__pixel_values", "in__crop_index") if n not in arrays]
-    if required:
-        return CaseReport(
-            f"{golden.name}/{case}", (), refused=f"{required} are missing in the case"
-        )
+    needed = FUSION_INPUTS + (ALIGN_INPUTS if golden.kind == "align" else LLM_INPUTS)
+    missing = [name for name in needed if name not in arrays]
+    if missing:
+        refused = f"got no {', '.join(missing)}; the case lacks inputs"
+        return CaseReport(f"{golden.name}/{case}", (), refused=refused)
     if golden.kind == "align":
         batch = batches.align_batch(arrays, tokens_per_crop)
         answers = golden_runs.align_answers(config, params, batch)

@@ -1,0 +1,127 @@
+"""Every config file and preset at full size, by shapes alone.
+
+The golden text lists parameter counts of all, and the paths of one of each preset. When
+a change of the model is meant, rewrite it with `UPDATE_GOLDEN=1 pytest
+tests/test_configs.py` and read the difference.
+"""
+
+import importlib
+import math
+import os
+
+import pytest
+
+from configs.base import INPUTS, STAGES
+from configs.presets import PRESETS
+from vtscale_jax import paths, settings
+from vtscale_jax.optim import make_optimizer
+from vtscale_jax.stages import get_stage, parameter_shapes
+
+QUERIES = (1, 8, 16, 32, 64, 128, 256, 384, 512, 768)
+
+
+def load(num_queries: int, arg: str = ""):
+    return importlib.import_module(f"configs.m{num_queries}").get_config(arg)
+
+
+def shapes(num_queries: int, preset: str, stage: str):
+    config = load(num_queries, f"{preset},stage={stage}")
+    model = settings.model_config(config, "float32")
+    table = get_stage(stage)
+    return paths.partition(parameter_shapes(table, model), table.trains)
+
+
+def count(tree: dict) -> int:
+    return sum(math.prod(leaf.shape) for leaf in paths.flatten(tree).values())
+
+
+def describe() -> str:
+    lines = []
+    for preset in PRESETS:
+        for stage in STAGES:
+            for num_queries in QUERIES:
+                trainable, frozen = shapes(num_queries, preset, stage)
+                groups = ", ".join(f"{g} {count(t):,}" for g, t in trainable.items())
+                lines.append(
+                    f"m{num_queries}:{preset},stage={stage}: trainable "
+                    f"{count(trainable):,} ({groups}), frozen {count(frozen):,}"
+                )
+            trainable, frozen = shapes(256, preset, stage)
+            for title, tree in (("trains", trainable), ("frozen", frozen)):
+                for path, leaf in paths.flatten(tree).items():
+                    lines.append(f"    {title} {path} {list(leaf.shape)}")
+    return "\n".join(lines) + "\n"
+
+
+def test_parameters_match_the_golden_text(golden_dir):
+    golden = golden_dir / "configs.txt"
+    text = describe()
+    if os.environ.get("UPDATE_GOLDEN"):
+        golden.write_text(text)
+    assert text == golden.read_text(), "see the first lines of this file"
+
+
+def test_sizes_of_the_paper():
+    """CLIP ViT-L/14-336 has 303.2 M vision parameters without its last norm's twin,
+    Llama-2-7B 6.738 B."""
+    trainable, frozen = shapes(256, "paper", "finetune")
+    assert count(frozen) == 6_738_415_616
+    # 303,507,456 in CLIP (with pre and post norm), the merge convolution, the newline.
+    assert count(trainable["vision"]) == 303_507_456 + 9 * 1024 * 1024 + 1024
+    assert trainable["fusion"]["queries"].shape == (255, 1024)
+    assert settings.model_config(load(256, "paper"), "float32").vision.grid == 24
+
+
+@pytest.mark.parametrize("num_queries", QUERIES)
+def test_only_the_number_of_queries_differs(num_queries):
+    ours, base = load(num_queries).to_dict(), load(256).to_dict()
+    differ = {name for name in base if ours[name] != base[name]}
+    assert differ <= {"num_queries", "name"}
+    assert settings.num_followup_queries(load(num_queries)) == min(8, num_queries)
+
+
+def test_paper_hyperparameters():
+    align = load(256, "paper,stage=align")
+    assert (align.optim.steps, align.data.batch_size) == (1000, 256)
+    assert (align.optim.learning_rate, align.optim.warmup) == (2e-5, 0.1)
+    for stage in ("finetune", "adapt"):
+        config = load(256, f"paper,stage={stage}")
+        assert config.data.batch_size * config.optim.accumulation == 2560
+        assert (config.optim.learning_rate, config.optim.warmup) == (2e-5, 0.03)
+        assert config.optim.epochs == 2
+        assert config.data.subset == (0.1 if stage == "adapt" else 1.0)
+
+
+def test_every_trainable_parameter_is_covered_by_the_optimizer():
+    for stage in STAGES:
+        config = load(16, f"stage={stage}")
+        trainable, _ = shapes(16, "embedded", stage)
+        make_optimizer(settings.optim_config(config, 1000), trainable)
+
+
+def test_names_tell_runs_apart():
+    names = {
+        load(m, f"{preset},stage={stage},inputs={inputs}").name
+        for m in QUERIES
+        for preset in PRESETS
+        for stage in STAGES
+        for inputs in INPUTS
+    }
+    assert len(names) == len(QUERIES) * len(PRESETS) * len(STAGES) * len(INPUTS)
+
+
+def test_unknown_arguments_and_keys_are_errors():
+    with pytest.raises(ValueError, match="'papr' is unknown"):
+        load(256, "papr")
+    with pytest.raises(ValueError, match="stage=pretrain"):
+        load(256, "stage=pretrain")
+    with pytest.raises(AttributeError, match="num_query"):
+        load(256).num_query = 3
+
+
+def test_schedule_errors_name_the_field():
+    config = load(256, "stage=finetune")
+    assert settings.query_schedule(config)[-1][1] == 256
+    config.query_schedule = ((0, 64), (10, 16), (20, 256))
+    with pytest.raises(ValueError, match="query_schedule"):
+        settings.query_schedule(config)

@@ -1,0 +1,283 @@
+"""The training command end to end, in all stages, and what it says of bad input."""
+
+import json
+import shutil
+
+import jax
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+from small_runs import manifest, rows, small_config
+from vtscale_jax import paths
+from vtscale_jax.run_folder import RunFolderError
+from vtscale_jax.train import train
+from vtscale_jax.weights.checkpoints import CheckpointError
+from vtscale_jax.weights.starting import WeightsError, resize_queries
+
+
+@pytest.fixture(scope="module")
+def adapted(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("runs") / "adapt"
+    report = train(small_config(), folder)
+    assert report == folder / "report.html"
+    return folder
+
+
+def test_a_run_leaves_the_files_of_the_design(adapted):
+    for name in (
+        "config.json",
+        "manifest.json",
+        "metrics.jsonl",
+        "tensorboard",
+        "checkpoints",
+        "evaluation.json",
+        "samples.jsonl",
+        "samples",
+        "weights.safetensors",
+        "report.html",
+    ):
+        assert (adapted / name).exists(), name
+    steps = [row["step"] for row in rows(adapted) if row["split"] == "train"]
+    assert steps == [1, 2, 3, 4, 5, 6]
+    held = [row for row in rows(adapted) if row["split"] == "heldout"]
+    assert [row["step"] for row in held] == [4, 6]
+    assert "accuracy/read" in held[0] and np.isfinite(held[0]["loss"])
+    done = manifest(adapted)
+    assert done["finished"] and done["duration_s"] > 0
+    assert done["parameters"]["frozen"] > 0
+    saved = paths.unflatten(load_file(adapted / "weights.safetensors"))
+    assert paths.content_hash(saved) == done["params_sha256"]
+    assert set(saved) == {"vision", "fusion", "projector"}
+    kept = {int(p.name) for p in (adapted / "checkpoints").iterdir() if p.is_dir()}
+    assert {4, 6} <= kept and len(kept) <= 3
+    samples = [
+        json.loads(line) for line in (adapted / "samples.jsonl").read_text().splitlines()
+    ]
+    assert len(samples) == 12 and all(row["answer"] for row in samples)
+    scores = json.loads((adapted / "evaluation.json").read_text())["families"]
+    for family, score in scores.items():
+        right = sum(row["correct"] for row in samples if row["family"] == family)
+        assert score["correct"] == right and score["n"] == 2 == score["blank_n"]
+    html = (adapted / "report.html").read_text()
+    assert "http-equiv" not in html and 'src="http' not in html
+
+
+def test_a_finished_run_is_not_run_again(adapted, capsys):
+    before = (adapted / "weights.safetensors").stat().st_mtime_ns
+    train(small_config(), adapted)
+    assert "finished" in capsys.readouterr().out
+    assert (adapted / "weights.safetensors").stat().st_mtime_ns == before
+
+
+def test_an_interrupted_run_ends_with_the_same_parameters(adapted, tmp_path, capsys):
+    """The checkpoint of step 4 is taken up; kills are in test_resume.py."""
+    copy = tmp_path / "copy"
+    shutil.copytree(adapted, copy)
+    shutil.rmtree(copy / "checkpoints" / "6")
+    (copy / "manifest.json").unlink()
+    (copy / "weights.safetensors").unlink()
+    train(small_config(), copy)
+    assert "Continuing from step 4" in capsys.readouterr().out
+    assert manifest(copy)["params_sha256"] == manifest(adapted)["params_sha256"]
+    train_rows = [row["step"] for row in rows(copy) if row["split"] == "train"]
+    assert train_rows == [1, 2, 3, 4, 5, 6]
+
+
+def test_a_corrupted_checkpoint_falls_back_to_the_one_before(
+    adapted, tmp_path, capsys
+):
+    copy = tmp_path / "copy"
+    shutil.copytree(adapted, copy)
+    (copy / "manifest.json").unlink()
+    damaged = max(
+        (p for p in (copy / "checkpoints" / "6").rglob("*") if p.is_file()),
+        key=lambda p: p.stat().st_size,
+    )
+    content = bytearray(damaged.read_bytes())
+    middle = len(content) // 2
+    content[middle : middle + 64] = bytes(64)
+    damaged.write_bytes(content)
+    train(small_config(), copy)
+    said = capsys.readouterr()
+    assert "cannot be used" in said.err and "Continuing from step 4" in said.out
+    assert manifest(copy)["params_sha256"] == manifest(adapted)["params_sha256"]
+
+
+def test_when_every_checkpoint_is_broken_nothing_is_written_over(adapted, tmp_path):
+    copy = tmp_path / "copy"
+    shutil.copytree(adapted, copy)
+    (copy / "manifest.json").unlink()
+    for file in (copy / "checkpoints").rglob("*"):
+        if file.is_file() and file.stat().st_size > 1000:
+            file.write_bytes(b"")
+    before = (copy / "metrics.jsonl").read_text()
+    with pytest.raises(CheckpointError, match="nothing was written over"):
+        train(small_config(), copy)
+    assert (copy / "metrics.jsonl").read_text() == before
+
+
+def test_a_folder_of_another_config_is_refused(adapted):
+    before = (adapted / "config.json").read_text()
+    with pytest.raises(RunFolderError, match="optim.learning_rate: 0.0"):
+        train(small_config(optim__learning_rate=0.5), adapted)
+    assert (adapted / "config.json").read_text() == before
+
+
+def test_a_folder_that_is_no_run_is_refused(tmp_path):
+    (tmp_path / "thesis.tex").write_text("years of work")
+    with pytest.raises(RunFolderError, match="not a run folder"):
+        train(small_config(), tmp_path)
+    assert [p.name for p in tmp_path.iterdir()] == ["thesis.tex"]
+
+
+def test_adapt_takes_a_finished_run_and_changes_the_number_of_queries(
+    adapted, tmp_path
+):
+    for num_queries in (2, 6):
+        folder = tmp_path / str(num_queries)
+        config = small_config(
+            num_queries, weights__init_from=str(adapted), optim__steps=1
+        )
+        train(config, folder)
+        saved = load_file(folder / "weights.safetensors")
+        assert saved["fusion/queries"].shape == (num_queries - 1, 128)
+        assert manifest(folder)["weights"]["init_from"]["sha256"]
+
+
+def test_finetune_with_a_curriculum_resumes_across_its_phases(tmp_path):
+    config = small_config(
+        4, "finetune", query_schedule=((0, 2), (3, 4)), eval__questions=0
+    )
+    train(config, tmp_path / "whole")
+    seen = [(row["step"], row.get("num_queries")) for row in rows(tmp_path / "whole")]
+    assert (3, 2) in seen and (4, 4) in seen
+    shutil.copytree(tmp_path / "whole", tmp_path / "part")
+    for step in (4, 6):
+        shutil.rmtree(tmp_path / "part" / "checkpoints" / str(step))
+    (tmp_path / "part" / "manifest.json").unlink()
+    train(config, tmp_path / "part")
+    whole, part = (manifest(tmp_path / name) for name in ("whole", "part"))
+    assert whole["params_sha256"] == part["params_sha256"]
+
+
+def test_align_then_finetune(tmp_path):
+    align = tmp_path / "align"
+    config = small_config(4, "align")
+    train(config, align)
+    assert {"contrastive", "orthogonality"} <= rows(align)[0].keys()
+    finetune = small_config(
+        4, "finetune", weights__init_from=str(align), query_schedule=(), optim__steps=1
+    )
+    train(finetune, tmp_path / "finetune")
+    start = load_file(align / "weights.safetensors")
+    end = load_file(tmp_path / "finetune" / "weights.safetensors")
+    # One small step: near what it started from.
+    moved = np.abs(start["vision/pos_embed"] - end["vision/pos_embed"]).max()
+    assert 0 < moved < 0.01
+
+
+def test_accumulation_equals_one_large_batch(tmp_path):
+    more = {"eval__questions": 0, "optim__clip_norm": 1e9}
+    large = small_config(data__batch_size=16, optim__steps=1, **more)
+    small = small_config(optim__steps=1, optim__accumulation=2, **more)
+    for name, config in (("large", large), ("small", small)):
+        train(config, tmp_path / name)
+    one, two = (
+        load_file(tmp_path / name / "weights.safetensors") for name in ("large", "small")
+    )
+    # Not equal: the mean of two means weighs tokens unlike the mean over all of them.
+    close = [np.abs(one[p] - two[p]).max() for p in one if p.startswith("projector")]
+    assert max(close) < 1e-3
+    assert [row["step"] for row in rows(tmp_path / "small") if "grad_norm" in row] == [
+        1,
+        2,
+    ]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"weights__init_from": "runs/nowhere"}, r"weights.init_from is 'runs/nowhere'"),
+        ({"weights__llm": "meta-llama/Llama"}, r"--config.weights.llm="),
+        ({"num_followup_queries": 9}, "num_followup_queries is 9 with num_queries 4"),
+        ({"inputs": "q"}, "inputs is 'q'"),
+        ({"data__name": "coco"}, "data.name is 'coco'"),
+        ({"data__batch_size": 9}, "data.batch_size is 9"),
+        ({"model__dtype": "float16"}, "model.dtype is 'float16'"),
+        ({"optim__steps": None, "optim__epochs": None}, "both None"),
+        ({"data__template": "llama-3"}, "template is 'llama-3'"),
+        ({"model__fusion__vocab_size": 12}, "model.fusion.vocab_size is 12"),
+    ],
+)
+def test_bad_settings_name_the_field(tmp_path, change, message):
+    with pytest.raises(ValueError, match=message):
+        train(small_config(**change), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_weights_of_another_size_are_refused_whole(adapted, tmp_path):
+    config = small_config(
+        weights__init_from=str(adapted), model__fusion__blocks__mlp_width=256
+    )
+    with pytest.raises(WeightsError, match="fusion/blocks/up/kernel") as caught:
+        train(config, tmp_path / "run")
+    assert "(1, 128, 512)" in str(caught.value) and "(1, 128, 256)" in str(caught.value)
+    broken = tmp_path / "broken.safetensors"
+    broken.write_bytes((adapted / "weights.safetensors").read_bytes()[:5000])
+    with pytest.raises(WeightsError, match="not a readable safetensors"):
+        train(small_config(weights__init_from=str(broken)), tmp_path / "run")
+
+
+def jsonl(folder, rows):
+    file = folder / "data.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return file
+
+
+def conversation(image, answer="2", roles=("user", "assistant")):
+    question = {"role": roles[0], "content": "how many digits are there ?"}
+    return {
+        "image": image,
+        "messages": [question, {"role": roles[1], "content": answer}],
+    }
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        (conversation("missing.png"), "missing.png"),
+        (conversation("cut.png"), "cut.png"),
+        (conversation("empty.png"), "empty.png"),
+        (conversation(None), "image"),
+        (conversation("page.png", roles=("user", "user")), r"messages\[1\].role"),
+        (conversation("page.png", answer=""), r"messages\[1\].content"),
+    ],
+)
+def test_bad_records_stop_the_run_by_name(adapted, tmp_path, row, message):
+    page = next((adapted / "samples").glob("*.png")).read_bytes()
+    (tmp_path / "page.png").write_bytes(page)
+    (tmp_path / "cut.png").write_bytes(page[: len(page) // 2])
+    (tmp_path / "empty.png").write_bytes(b"")
+    file = jsonl(tmp_path, [conversation("page.png")] * 7 + [row])
+    config = small_config(
+        data__name="jsonl",
+        data__path=str(file),
+        data__heldout_path=str(file),
+        data__image_root=str(tmp_path),
+    )
+    with pytest.raises(ValueError, match=message):
+        train(config, tmp_path / "run")
+
+
+def test_new_query_rows_are_drawn_like_the_old_ones():
+    old = np.random.default_rng(0).normal(0.3, 2.0, (50, 64)).astype("f4")
+    grown = resize_queries(old, 400, seed=1)
+    np.testing.assert_array_equal(grown[:50], old)
+    assert grown[50:].mean() == pytest.approx(0.3, abs=0.1)
+    assert grown[50:].std() == pytest.approx(2.0, abs=0.1)
+    np.testing.assert_array_equal(resize_queries(old, 7, seed=1), old[:7])
+
+
+def test_the_devices_split_the_batch(adapted):
+    assert manifest(adapted)["device"]["count"] == jax.device_count() == 8
