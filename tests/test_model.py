@@ -7,8 +7,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-
 import tiny
+
 from vtscale_jax import losses, paths
 from vtscale_jax.eval.decoding import greedy
 from vtscale_jax.layers import BlockConfig, attend, causal_mask, rotate
@@ -55,9 +55,7 @@ def fusion_states(params, inputs):
 def test_logits_only_at_loss_positions_equal_those_of_whole_rows(params):
     batch = tiny.batch(LAYOUT)
     model = VLM(CONFIG)
-    hidden = model.apply(
-        {"params": params}, batch.fusion, batch.llm, method=VLM.hidden
-    )
+    hidden = model.apply({"params": params}, batch.fusion, batch.llm, method=VLM.hidden)
     everywhere = model.apply({"params": params}, hidden, method=VLM.logits)
     positions = np.asarray(batch.llm.loss_positions)
     expected = np.take_along_axis(np.asarray(everywhere), positions[:, :, None], axis=1)
@@ -191,7 +189,9 @@ def test_greedy_decoding_equals_full_recomputation(params):
     for row, sample in enumerate(samples):
         ids, kinds = sample.llm
         for token in made[row]:
-            one = tiny.collate([sample._replace(llm=type(sample.llm)(ids, kinds))], tiny.SPEC)
+            one = tiny.collate(
+                [sample._replace(llm=type(sample.llm)(ids, kinds))], tiny.SPEC
+            )
             hidden = VLM(CONFIG).apply(
                 {"params": params}, one.fusion, one.llm, method=VLM.hidden
             )

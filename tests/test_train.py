@@ -7,8 +7,8 @@ import jax
 import numpy as np
 import pytest
 from safetensors.numpy import load_file
-
 from small_runs import manifest, rows, small_config
+
 from vtscale_jax import paths
 from vtscale_jax.run_folder import RunFolderError
 from vtscale_jax.train import train
@@ -52,7 +52,8 @@ def test_a_run_leaves_the_files_of_the_design(adapted):
     kept = {int(p.name) for p in (adapted / "checkpoints").iterdir() if p.is_dir()}
     assert {4, 6} <= kept and len(kept) <= 3
     samples = [
-        json.loads(line) for line in (adapted / "samples.jsonl").read_text().splitlines()
+        json.loads(line)
+        for line in (adapted / "samples.jsonl").read_text().splitlines()
     ]
     assert len(samples) == 12 and all(row["answer"] for row in samples)
     scores = json.loads((adapted / "evaluation.json").read_text())["families"]
@@ -60,7 +61,7 @@ def test_a_run_leaves_the_files_of_the_design(adapted):
         right = sum(row["correct"] for row in samples if row["family"] == family)
         assert score["correct"] == right and score["n"] == 2 == score["blank_n"]
     html = (adapted / "report.html").read_text()
-    assert "http-equiv" not in html and 'src="http' not in html
+    assert 'src="http' not in html and 'href="http' not in html
 
 
 def test_a_finished_run_is_not_run_again(adapted, capsys):
@@ -84,9 +85,7 @@ def test_an_interrupted_run_ends_with_the_same_parameters(adapted, tmp_path, cap
     assert train_rows == [1, 2, 3, 4, 5, 6]
 
 
-def test_a_corrupted_checkpoint_falls_back_to_the_one_before(
-    adapted, tmp_path, capsys
-):
+def test_a_corrupted_checkpoint_falls_back_to_the_one_before(adapted, tmp_path, capsys):
     copy = tmp_path / "copy"
     shutil.copytree(adapted, copy)
     (copy / "manifest.json").unlink()
@@ -184,7 +183,8 @@ def test_accumulation_equals_one_large_batch(tmp_path):
     for name, config in (("large", large), ("small", small)):
         train(config, tmp_path / name)
     one, two = (
-        load_file(tmp_path / name / "weights.safetensors") for name in ("large", "small")
+        load_file(tmp_path / name / "weights.safetensors")
+        for name in ("large", "small")
     )
     # Not equal: the mean of two means weighs tokens unlike the mean over all of them.
     close = [np.abs(one[p] - two[p]).max() for p in one if p.startswith("projector")]
@@ -198,7 +198,10 @@ def test_accumulation_equals_one_large_batch(tmp_path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"weights__init_from": "runs/nowhere"}, r"weights.init_from is 'runs/nowhere'"),
+        (
+            {"weights__init_from": "runs/nowhere"},
+            r"weights.init_from is 'runs/nowhere'",
+        ),
         ({"weights__llm": "meta-llama/Llama"}, r"--config.weights.llm="),
         ({"num_followup_queries": 9}, "num_followup_queries is 9 with num_queries 4"),
         ({"inputs": "q"}, "inputs is 'q'"),

@@ -5,6 +5,7 @@
 
 import dataclasses
 from collections.abc import Sequence
+from typing import cast
 
 from ml_collections import ConfigDict
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
@@ -15,7 +16,7 @@ from vtscale_jax.embedded.digit_pages import DigitPages, PageConfig, blank_page
 from vtscale_jax.embedded.vocabulary import build_tokenizer
 from vtscale_jax.loader import Encoding, Source, Stream, encode
 from vtscale_jax.records import JSONLSource
-from vtscale_jax.tokens import QueryLayout
+from vtscale_jax.tokens import QueryLayout, Tokenizer
 from vtscale_jax.types import Batch, Record
 from vtscale_jax.vision import VisionConfig
 
@@ -96,6 +97,7 @@ class Parts:
     """Everything about a run's data that does not change with the step."""
 
     config: ConfigDict
+    llm_tokenizer: PreTrainedTokenizerBase
     encoding: Encoding
     first_query_id: int
     tokens_per_crop: int
@@ -160,12 +162,13 @@ def assemble(config: ConfigDict, vision: VisionConfig) -> Parts:
     fusion_tokenizer = load_tokenizer(
         "fusion_tokenizer", config.weights.fusion_tokenizer
     )
+    llm_tokenizer = load_tokenizer("tokenizer", config.weights.tokenizer)
     encoding = Encoding(
         stage=config.stage,
-        fusion_tokenizer=fusion_tokenizer,
+        fusion_tokenizer=cast(Tokenizer, fusion_tokenizer),
         view_size=vision.image_size,
         max_local_views=config.data.max_local_views,
-        llm_tokenizer=load_tokenizer("tokenizer", config.weights.tokenizer),
+        llm_tokenizer=cast(Tokenizer, llm_tokenizer),
         template=config.data.template,
         question=settings.question_mode(config),
         max_answer_length=config.model.text.max_length,
@@ -179,7 +182,9 @@ def assemble(config: ConfigDict, vision: VisionConfig) -> Parts:
             f"weights.fusion_tokenizer has {len(fusion_tokenizer)} tokens: set "
             "model.fusion.vocab_size (and text.vocab_size) to at least that"
         )
-    parts = Parts(config, encoding, first_query_id, vision.tokens_per_crop)
+    parts = Parts(
+        config, llm_tokenizer, encoding, first_query_id, vision.tokens_per_crop
+    )
     parts.layout(config.num_queries)  # reports N > M now, not in a loader thread
     return parts
 

@@ -6,6 +6,7 @@ Only Digit Pages have families and exact answers; other data get the held-out lo
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 from PIL import Image
@@ -28,7 +29,9 @@ NOTES = (
 class Evaluator:
     """Answers held-out questions; in stage align there is no LLM to answer with."""
 
-    def __init__(self, config: ConfigDict, parts: Parts, model: ModelConfig, mesh: Mesh):
+    def __init__(
+        self, config: ConfigDict, parts: Parts, model: ModelConfig, mesh: Mesh
+    ) -> None:
         self._config = config
         self._parts = parts
         self._model = model
@@ -80,6 +83,7 @@ class Evaluator:
             probe = family_questions(config, 16, "quick")
             self._answerers[num_queries] = Answerer(
                 self._model,
+                parts.llm_tokenizer,
                 encoding,
                 parts.layout(num_queries),
                 parts.buckets(probe, encoding, num_queries, config.eval.batch_size),
@@ -97,5 +101,5 @@ def _save_pages(
     for i in range(len(records)):
         if i % number < SHOWN_PER_FAMILY:
             name = f"samples/{records[i].id}.png"
-            Image.fromarray(records[i].image).save(folder / name)
+            Image.fromarray(np.asarray(records[i].image)).save(folder / name)
             rows[i]["image"] = name

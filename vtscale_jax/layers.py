@@ -7,7 +7,7 @@ runs N of them as one scanned, optionally rematerialised layer.
 """
 
 import dataclasses
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -114,7 +114,9 @@ def rotate(
     """
     half = x.shape[-1] // 2
     frequencies = theta ** (-jnp.arange(half, dtype=jnp.float32) / half)
-    angles = positions.astype(jnp.float32)[:, :, None, None] * frequencies  # [B,S,1,C/2]
+    angles = (
+        positions.astype(jnp.float32)[:, :, None, None] * frequencies
+    )  # [B,S,1,C/2]
     cos, sin = jnp.cos(angles).astype(x.dtype), jnp.sin(angles).astype(x.dtype)
     first, second = x[..., :half], x[..., half:]
     return jnp.concatenate(
@@ -198,7 +200,13 @@ class SelfAttention(nn.Module):
     out_init: Initializer
 
     @nn.compact
-    def __call__(self, x, mask, positions=None, cache: KVCache | None = None):
+    def __call__(
+        self,
+        x: Float[Array, "B S D"],
+        mask: Bool[Array, "#B 1 S T"] | None,
+        positions: Int[Array, "B S"] | None = None,
+        cache: KVCache | None = None,
+    ) -> tuple[Float[Array, "B S D"], KVCache | None]:
         c = self.config
         B, S, D = x.shape
         tokens = x.reshape(B * S, D)
@@ -217,9 +225,11 @@ class SelfAttention(nn.Module):
         k = project("key", c.num_kv_heads)
         v = project("value", c.num_kv_heads)
         if self.rope:
+            assert positions is not None, "rotary attention needs positions"
             q = rotate(q, positions, c.rope_theta)
             k = rotate(k, positions, c.rope_theta)
         if cache is not None:
+            assert positions is not None, "a cache is written by positions"
             cache = cache.write(k, v, positions)
             k, v = cache.k.astype(c.dtype), cache.v.astype(c.dtype)
         y = attend(q, k, v, mask).reshape(B * S, c.num_heads * c.head_dim)
@@ -239,7 +249,9 @@ class EncoderBlock(nn.Module):
     config: BlockConfig
 
     @nn.compact
-    def __call__(self, x: Float[Array, "B T D"], mask: Bool[Array, "#B 1 T T"] | None):
+    def __call__(
+        self, x: Float[Array, "B T D"], mask: Bool[Array, "#B 1 T T"] | None
+    ) -> tuple[Float[Array, "B T D"], None]:
         c = self.config
         normal = nn.initializers.normal
         depth_std = c.width**-0.5 * (2 * c.num_layers) ** -0.5
@@ -280,7 +292,7 @@ class DecoderBlock(nn.Module):
         mask: Bool[Array, "#B 1 S T"],
         positions: Int[Array, "B S"],
         cache: KVCache | None = None,
-    ):
+    ) -> tuple[Float[Array, "B S D"], KVCache | None]:
         c = self.config
         init = nn.initializers.normal(c.init_std)
 
@@ -303,21 +315,21 @@ class DecoderBlock(nn.Module):
         return x, cache
 
 
-def stack_blocks(block: type[nn.Module], config: BlockConfig, name: str) -> nn.Module:
+def stack_blocks(
+    block: type[EncoderBlock] | type[DecoderBlock], config: BlockConfig, name: str
+) -> nn.Module:
     """`config.num_layers` blocks as one module with parameters stacked on axis 0.
 
     Call it as `stack(x, mask)` or `stack(x, mask, positions, cache)`; it returns
     (x, stacked caches or None). Hidden states after every block are sown in the
     collection "intermediates" and cost nothing unless that collection is asked for.
     """
-    if config.remat:
-        block = nn.remat(block, prevent_cse=False)
-    broadcast = nn.broadcast
-    in_axes = (broadcast,)
-    if _inner(block) is DecoderBlock:
-        in_axes = (broadcast, broadcast, 0)
+    # A decoder's arguments are mask, positions and cache, of which each layer has its
+    # own; an encoder's is the mask.
+    shared = nn.broadcast
+    in_axes: Any = (shared, shared, 0) if block is DecoderBlock else (shared,)
     scanned = nn.scan(
-        block,
+        nn.remat(block, prevent_cse=False) if config.remat else block,
         variable_axes={"params": 0, "intermediates": 0},
         split_rngs={"params": True},
         in_axes=in_axes,
@@ -325,8 +337,3 @@ def stack_blocks(block: type[nn.Module], config: BlockConfig, name: str) -> nn.M
         unroll=min(config.unroll, config.num_layers),
     )
     return scanned(config, name=name)
-
-
-def _inner(block: type[nn.Module]) -> type[nn.Module]:
-    """The block class under `nn.remat`."""
-    return DecoderBlock if issubclass(block, DecoderBlock) else EncoderBlock

@@ -35,9 +35,7 @@ def zero_outliers(
     values = jax.lax.stop_gradient(r)
     count = jnp.sum(mask) * r.shape[1]
     mean = jnp.sum(values, where=rows) / count
-    deviation = jnp.sqrt(
-        jnp.sum(jnp.square(values - mean), where=rows) / (count - 1)
-    )
+    deviation = jnp.sqrt(jnp.sum(jnp.square(values - mean), where=rows) / (count - 1))
     inside = jnp.abs(values - mean) <= deviation
     return jnp.where(inside, r, 0.0)
 

@@ -87,6 +87,4 @@ def make_optimizer(config: OptimConfig, params: dict) -> optax.GradientTransform
     )
     if config.accumulation == 1:
         return optimizer
-    return optax.MultiSteps(
-        optimizer, config.accumulation
-    ).gradient_transformation()
+    return optax.MultiSteps(optimizer, config.accumulation).gradient_transformation()

@@ -1,9 +1,9 @@
 """The folder of one run: its config, its manifest, and what must not be written over.
 
-    runs/m256-embedded/
-        config.json      resolved config          manifest.json   versions, hashes, time
-        metrics.jsonl    tensorboard/             checkpoints/    weights.safetensors
-        evaluation.json  samples.jsonl  samples/  *.png *.svg     report.html
+runs/m256-embedded/
+    config.json      resolved config          manifest.json   versions, hashes, time
+    metrics.jsonl    tensorboard/             checkpoints/    weights.safetensors
+    evaluation.json  samples.jsonl  samples/  *.png *.svg     report.html
 """
 
 import json
@@ -117,7 +117,8 @@ def code_version() -> dict[str, str | None]:
     commit = None
     if (root / ".git").exists():
         described = subprocess.run(
-            ["git", "-C", str(root), "describe", "--always", "--dirty=+", "--abbrev=12"],
+            ["git", "describe", "--always", "--dirty=+", "--abbrev=12"],
+            cwd=root,
             capture_output=True,
             text=True,
             check=False,

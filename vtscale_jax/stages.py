@@ -9,7 +9,7 @@ Every parameter path must be covered by a table's rules; one that is not is an e
 
 import dataclasses
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -41,7 +41,8 @@ def align_terms(output: AlignOutput, batch: Batch) -> AlignTerms:
 
 
 def _align(model: AlignModel, params: dict, batch: Batch) -> Objective:
-    terms = align_terms(model.apply({"params": params}, batch), batch)
+    output: Any = model.apply({"params": params}, batch)
+    terms = align_terms(output, batch)
     metrics = {
         "contrastive": terms.contrastive,
         "orthogonality": terms.orthogonality,
@@ -50,7 +51,7 @@ def _align(model: AlignModel, params: dict, batch: Batch) -> Objective:
 
 
 def _answer(model: VLM, params: dict, batch: Batch) -> Objective:
-    logits = model.apply({"params": params}, batch)
+    logits: Any = model.apply({"params": params}, batch)
     terms = answer_loss(logits, batch.llm.loss_targets, batch.llm.loss_mask)
     return Objective(terms.loss, {"token_accuracy": terms.correct / terms.count})
 
@@ -66,7 +67,7 @@ class Stage:
 
     name: str
     model: Callable[[ModelConfig], nn.Module]
-    objective: Callable[[nn.Module, dict, Batch], Objective]
+    objective: Callable[[Any, dict, Batch], Objective]
     trains: tuple[tuple[str, bool], ...]
     sources: tuple[tuple[str, str], ...]
 

@@ -67,7 +67,7 @@ def train(config: ConfigDict, workdir: Path) -> Path:
     # Weights: fresh shapes first, then each group from the source its stage names.
     fresh = init_params(stage, model_config, config.seed)
     params, provenance = starting.starting_params(
-        stage, config.weights, jax.device_get(fresh), config.seed
+        stage, config.weights.to_dict(), jax.device_get(fresh), config.seed
     )
     trainable, frozen = paths.partition(params, stage.trains)
     frozen = jax.tree.map(lambda leaf: leaf.astype(dtypes.llm_params), frozen)

@@ -9,11 +9,13 @@ Letters, the same in annotations, einsums and tests:
     R answers of a batch (align stage)         L text-tower sequence
     D width      H heads   C head dim (einsums) N layers   W vocabulary
 
-Containers are NamedTuples: pytrees that pass `jax.eval_shape`, shardings and scans.
+Containers are NamedTuples: pytrees that pass `jax.eval_shape`, shardings and scans. The
+parts of a `Batch` hold numpy arrays on the host and jax arrays on the device, hence
+`Any` as their array type.
 """
 
 from enum import IntFlag
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
@@ -80,12 +82,12 @@ class FusionInput(NamedTuple):
     query slots and ⟨eos⟩ in order; places that only fill the bucket hold F.
     """
 
-    crops: Float[np.ndarray, "C height width 3"]
-    crop_row: Int[np.ndarray, " C"]
-    crop_rank: Int[np.ndarray, " C"]
-    ids: Int[np.ndarray, "B F"]
-    kinds: Int[np.ndarray, "B F"]
-    slots: Int[np.ndarray, "B K"]
+    crops: Float[Any, "C height width 3"]
+    crop_row: Int[Any, " C"]
+    crop_rank: Int[Any, " C"]
+    ids: Int[Any, "B F"]
+    kinds: Int[Any, "B F"]
+    slots: Int[Any, "B K"]
 
 
 class LLMInput(NamedTuple):
@@ -93,15 +95,16 @@ class LLMInput(NamedTuple):
 
     `slots[b, k]` is the position in the LLM row that receives fusion output k of
     sample b (S where there is none). `loss_positions` are the positions whose logits
-    predict the token `loss_targets`; places with `loss_mask` False only fill the bucket.
+    predict the token `loss_targets`; places with `loss_mask` False only fill the
+    bucket.
     """
 
-    ids: Int[np.ndarray, "B S"]
-    kinds: Int[np.ndarray, "B S"]
-    slots: Int[np.ndarray, "B K"]
-    loss_positions: Int[np.ndarray, "B A"]
-    loss_targets: Int[np.ndarray, "B A"]
-    loss_mask: Bool[np.ndarray, "B A"]
+    ids: Int[Any, "B S"]
+    kinds: Int[Any, "B S"]
+    slots: Int[Any, "B K"]
+    loss_positions: Int[Any, "B A"]
+    loss_targets: Int[Any, "B A"]
+    loss_mask: Bool[Any, "B A"]
 
 
 class AnswerInput(NamedTuple):
@@ -112,12 +115,12 @@ class AnswerInput(NamedTuple):
     fills the bucket.
     """
 
-    ids: Int[np.ndarray, "R L"]
-    kinds: Int[np.ndarray, "R L"]
-    eos: Int[np.ndarray, " R"]
-    question_row: Int[np.ndarray, " R"]
-    question_slot: Int[np.ndarray, " R"]
-    mask: Bool[np.ndarray, " R"]
+    ids: Int[Any, "R L"]
+    kinds: Int[Any, "R L"]
+    eos: Int[Any, " R"]
+    question_row: Int[Any, " R"]
+    question_slot: Int[Any, " R"]
+    mask: Bool[Any, " R"]
 
 
 class Batch(NamedTuple):

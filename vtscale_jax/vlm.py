@@ -1,4 +1,4 @@
-"""The two whole models: `VLM` (stages finetune and adapt) and `AlignModel` (stage align).
+"""The two whole models: `VLM` (finetune and adapt) and `AlignModel` (align).
 
 Both share vision → pack → fusion; `VLM` then projects the query outputs, splices them
 into the LLM's embeddings by integer position, and takes logits at loss positions only.
@@ -83,6 +83,7 @@ class VLM(nn.Module):
         self.llm = LLM(c.llm)
 
     def __call__(self, batch: Batch) -> Float[Array, "B A W"]:
+        assert batch.llm is not None, "a batch of stage align has no LLM part"
         x = self.embed_prompt(batch.fusion, batch.llm)
         keep = (batch.llm.kinds & Kind.PAD) == 0
         hidden = self.llm(x, keep).hidden
@@ -122,6 +123,7 @@ class VLM(nn.Module):
         # Padding is written out of the cache (dropped), so that places stay gapless.
         positions = jnp.where(keep, positions, cache.k.shape[2])
         out = self.llm(x, keep, positions, cache)
+        assert out.cache is not None
         last = jnp.sum(keep, axis=1) - 1
         hidden = jnp.take_along_axis(out.hidden, last[:, None, None], axis=1)[:, 0]
         return self.llm.logits(hidden), out.cache
@@ -132,6 +134,7 @@ class VLM(nn.Module):
         """One step: the logits that follow `ids` standing at `positions`."""
         keep = jnp.ones((ids.shape[0], 1), bool)
         out = self.llm(self.llm.embed(ids[:, None]), keep, positions[:, None], cache)
+        assert out.cache is not None
         return self.llm.logits(out.hidden[:, 0]), out.cache
 
 
@@ -146,9 +149,7 @@ def splice(
     wrong count in one row shifts every later row. Positions cannot.
     """
     rows = jnp.arange(embeddings.shape[0])[:, None]
-    return embeddings.at[rows, slots].set(
-        vectors.astype(embeddings.dtype), mode="drop"
-    )
+    return embeddings.at[rows, slots].set(vectors.astype(embeddings.dtype), mode="drop")
 
 
 class AlignOutput(NamedTuple):

@@ -11,8 +11,8 @@ from PIL import Image
 
 from vtscale_jax import settings
 from vtscale_jax.embedded.digit_pages import SPLITS, DigitPages, PageConfig
-from vtscale_jax.embedded.questions import FAMILIES
 from vtscale_jax.embedded.pretrain import pretrain
+from vtscale_jax.embedded.questions import FAMILIES
 from vtscale_jax.embedded.sheet import draw_sheet
 from vtscale_jax.embedded.ship import SHIP_COMMANDS, WEIGHTS, ship
 from vtscale_jax.parallel.host import keep_freed_memory

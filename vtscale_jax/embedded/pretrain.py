@@ -4,7 +4,8 @@
     python -m vtscale_jax.embedded pretrain clip
 
 The folder (`--out`, default `runs/pretrain-llm` and so on) then holds
-`weights.safetensors`, `pretrain.json` and the curves; `ship` puts them into the package.
+`weights.safetensors`, `pretrain.json` and the curves; `ship` puts the weights into the
+package.
 """
 
 import itertools
@@ -148,13 +149,13 @@ def _pretrain_clip(config: ModelConfig, recipe, folder: Path, seed: int, views: 
         )
 
     def loss(params, batch):
-        logits = model.apply({"params": params}, batch)
+        logits: Any = model.apply({"params": params}, batch)
         value, accuracy = pretrain_clip.caption_loss(logits, batch.caption)
         return value, {"accuracy": accuracy}
 
     first = jax.tree.map(jnp.asarray, next(batches("train", seed)))
-    params = model.init(jax.random.key(seed), first)["params"]
-    params = fit(loss, params, batches("train", seed + 1), recipe, folder)
+    fresh: Any = model.init(jax.random.key(seed), first)
+    params = fit(loss, fresh["params"], batches("train", seed + 1), recipe, folder)
     evaluate = jax.jit(loss)
     rows = [
         evaluate(params, batch)[1]

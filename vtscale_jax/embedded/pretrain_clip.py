@@ -8,7 +8,7 @@ CLIP would push a seven away from every other seven's caption.
 
 import itertools
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -31,10 +31,10 @@ class CaptionBatch(NamedTuple):
     """Views with their captions; `caption[c]` numbers equal captions alike, and
     `ids[i]` (right-padded, ⟨eos⟩ at `eos[i]`) is the caption with number i."""
 
-    crops: Float[np.ndarray, "C height width 3"]
-    caption: Int[np.ndarray, " C"]
-    ids: Int[np.ndarray, "R L"]
-    eos: Int[np.ndarray, " R"]
+    crops: Float[Any, "C height width 3"]
+    caption: Int[Any, " C"]
+    ids: Int[Any, "R L"]
+    eos: Int[Any, " R"]
 
 
 class TinyCLIP(nn.Module):

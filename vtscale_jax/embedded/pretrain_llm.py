@@ -6,7 +6,7 @@ the vision tokens will stand; after this it stays frozen.
 
 import itertools
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -32,9 +32,9 @@ class TextBatch(NamedTuple):
     end, 0 elsewhere: by tokens alone, long descriptions would drown the one-word
     answers."""
 
-    ids: Int[np.ndarray, "B S"]
-    kinds: Int[np.ndarray, "B S"]
-    weights: Float[np.ndarray, "B S"]
+    ids: Int[Any, "B S"]
+    kinds: Int[Any, "B S"]
+    weights: Float[Any, "B S"]
 
 
 def encode(
@@ -108,7 +108,7 @@ def text_loss(model: LLM, params: dict, batch: TextBatch) -> TextScores:
         hidden = llm(llm.embed(batch.ids), (batch.kinds & Kind.PAD) == 0).hidden
         return llm.logits(hidden[:, :-1])
 
-    logits = model.apply({"params": params}, method=run)
+    logits: Any = model.apply({"params": params}, method=run)
     targets, weights = batch.ids[:, 1:], batch.weights[:, 1:]
     losses = optax.softmax_cross_entropy_with_integer_labels(logits, targets)
     loss = jnp.sum(losses * weights) / jnp.sum(weights)
@@ -123,4 +123,5 @@ def initial_params(config: LLMConfig, seed: int) -> dict:
         ids = jnp.zeros((1, 8), jnp.int32)
         return llm.logits(llm(llm.embed(ids), ids == 0).hidden)
 
-    return LLM(config).init(jax.random.key(seed), method=run)["params"]
+    fresh: Any = LLM(config).init(jax.random.key(seed), method=run)
+    return fresh["params"]

@@ -1,5 +1,4 @@
-"""Puts trained tiny weights into the package, with a manifest of how they were made.
-"""
+"""Puts trained tiny weights into the package, with a manifest of how they were made."""
 
 import json
 from pathlib import Path
@@ -54,7 +53,8 @@ def ship(clip: Path, llm: Path, align: Path, base: Path) -> dict[str, Any]:
         }
     for name, folder in (("clip", clip), ("llm", llm)):
         about = json.loads((folder / "pretrain.json").read_text())
-        command = f"python -m vtscale_jax.embedded pretrain {name} --seed {about['seed']}"
+        command = f"python -m vtscale_jax.embedded pretrain {name}"
+        command += f" --seed {about['seed']}"
         manifest[name] = {"command": command, **about, "curve": _curve(folder)}
     for name, folder in (("align", align), ("finetune", base)):
         manifest[name] = _run(folder)

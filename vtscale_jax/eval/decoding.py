@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Int
+from transformers import PreTrainedTokenizerBase
 
 from vtscale_jax.llm import empty_cache
 from vtscale_jax.types import Batch, Kind
@@ -55,10 +56,13 @@ def greedy(
     return jax.lax.while_loop(unfinished, one_step, start)[-1]
 
 
-def texts(tokens: Int[np.ndarray, "B N"], tokenizer, eos_id: int) -> list[str]:
+def texts(
+    tokens: Int[np.ndarray, "B N"], tokenizer: PreTrainedTokenizerBase
+) -> list[str]:
     """Each row up to its first ⟨eos⟩, as text."""
+    eos_id = tokenizer.eos_token_id
     rows = []
     for row in np.asarray(tokens).tolist():
         end = row.index(eos_id) if eos_id in row else len(row)
-        rows.append(tokenizer.decode(row[:end]).strip())
+        rows.append(str(tokenizer.decode(row[:end])).strip())
     return rows

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 from tqdm import tqdm
+from transformers import PreTrainedTokenizerBase
 
 from vtscale_jax.collate import BatchSpec, collate
 from vtscale_jax.eval.decoding import greedy, texts
@@ -25,6 +26,7 @@ class Answerer(NamedTuple):
     """What it takes to answer: the model, how prompts are encoded, and their shapes."""
 
     model: ModelConfig
+    tokenizer: PreTrainedTokenizerBase
     encoding: Encoding
     layout: QueryLayout
     spec: BatchSpec
@@ -35,7 +37,6 @@ class Answerer(NamedTuple):
         self, params: dict, records: Sequence[Record], *, title: str
     ) -> list[str]:
         """The model's greedy answer to the last question of each record."""
-        tokenizer = self.encoding.llm_tokenizer
         size = self.spec.batch_size
         answers: list[str] = []
         starts = range(0, len(records), size)
@@ -52,9 +53,9 @@ class Answerer(NamedTuple):
                 self.place(collate(samples, self.spec)),
                 config=self.model,
                 max_new_tokens=self.max_new_tokens,
-                eos_id=tokenizer.eos_token_id,
+                eos_id=self.tokenizer.eos_token_id,
             )
-            made = texts(jax.device_get(tokens), tokenizer, tokenizer.eos_token_id)
+            made = texts(jax.device_get(tokens), self.tokenizer)
             answers += made[: len(chunk)]
         return answers
 
@@ -68,10 +69,10 @@ def family_scores(
     records: Sequence[Record],
     predictions: Sequence[str],
     blank_predictions: Sequence[str] | None = None,
-) -> dict[str, dict[str, float]]:
+) -> dict[str, dict[str, int | float]]:
     """Per family: n, correct, accuracy with its 95 % Wilson interval, and the same for
     blank pages with the prefix `blank_`."""
-    rows: dict[str, dict[str, float]] = {}
+    rows: dict[str, dict[str, int | float]] = {}
     families = [record.turns[-1].family for record in records]
     right = [
         is_correct(p, r.turns[-1].answer)
@@ -91,7 +92,7 @@ def family_scores(
     return rows
 
 
-def _row(prefix: str, right: np.ndarray) -> dict[str, float]:
+def _row(prefix: str, right: np.ndarray) -> dict[str, int | float]:
     n, correct = len(right), int(right.sum())
     low, high = wilson_interval(correct, n)
     return {

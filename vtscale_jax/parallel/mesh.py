@@ -1,4 +1,4 @@
-"""Where arrays live: a mesh over all devices, batches split over it, the rest copied."""
+"""Where arrays live: batches are split over all devices, the rest is copied."""
 
 from typing import Any
 
