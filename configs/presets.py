@@ -28,10 +28,13 @@ def _fusion(width: int, mlp_width: int, num_layers: int) -> dict:
     return _blocks(width, mlp_width, width // 64, num_layers, norm_eps=1e-6)
 
 
-def _digit_pages(page_size: int, min_share: float, max_share: float) -> dict:
-    """Pages whose digits take `min_share` to `max_share` of the side of their cell."""
+def _data(
+    name: str, page_size: int, min_share: float, max_share: float, **more
+) -> dict:
+    """Where records come from: `name` is "digit_pages" or "jsonl", and each reads its
+    own fields. Digits take `min_share` to `max_share` of the side of their cell."""
     return {
-        "name": "digit_pages",
+        "name": name,
         "page": {
             "page_size": page_size,
             "min_share": min_share,
@@ -40,11 +43,11 @@ def _digit_pages(page_size: int, min_share: float, max_share: float) -> dict:
         "num_records": 65536,
         "questions_per_page": 4,
         "families": FAMILIES,
+        "path": "",
+        "heldout_path": "",
+        "image_root": "",
+        **more,
     }
-
-
-def _jsonl() -> dict:
-    return {"name": "jsonl", "path": "", "heldout_path": "", "image_root": ""}
 
 
 def _optim(**values) -> dict:
@@ -138,17 +141,18 @@ def embedded(stage: str) -> dict:
             "tokenizer": "embedded",
             "fusion_tokenizer": "embedded",
         },
-        "data": {
-            **_digit_pages(96, 0.5, 0.75),
-            "families": families,
-            "questions_per_page": 3 if stage == "align" else 4,
-            "template": "plain",
-            "max_local_views": 9,
-            "batch_size": 16 if stage == "adapt" else 32,
-            "subset": 0.1 if stage == "adapt" else 1.0,
-            "require_image": True,
-            "num_threads": 1,
-        },
+        "data": _data(
+            "digit_pages",
+            *(96, 0.5, 0.75),
+            families=families,
+            questions_per_page=3 if stage == "align" else 4,
+            template="plain",
+            max_local_views=9,
+            batch_size=16 if stage == "adapt" else 32,
+            subset=0.1 if stage == "adapt" else 1.0,
+            require_image=True,
+            num_threads=1,
+        ),
         "optim": optim,
         "query_schedule": query_schedule,
         **_run(log_every=10, eval_every=200, questions=512, save_every=100),
@@ -201,15 +205,16 @@ def smol(stage: str) -> dict:
             "tokenizer": "HuggingFaceTB/SmolLM2-135M-Instruct",
             "fusion_tokenizer": "embedded",
         },
-        "data": {
-            **_digit_pages(336, 0.25, 0.4),
-            "template": "chatml",
-            "max_local_views": 9,
-            "batch_size": 32,
-            "subset": 0.1 if stage == "adapt" else 1.0,
-            "require_image": True,
-            "num_threads": 4,
-        },
+        "data": _data(
+            "digit_pages",
+            *(336, 0.25, 0.4),
+            template="chatml",
+            max_local_views=9,
+            batch_size=32,
+            subset=0.1 if stage == "adapt" else 1.0,
+            require_image=True,
+            num_threads=4,
+        ),
         "optim": _optim(
             steps={"align": 1000, "finetune": 6000, "adapt": 600}[stage],
             learning_rate=5e-4,
@@ -267,15 +272,16 @@ def paper(stage: str) -> dict:
             "tokenizer": "meta-llama/Llama-2-7b-chat-hf",
             "fusion_tokenizer": "openai/clip-vit-large-patch14-336",
         },
-        "data": {
-            **_jsonl(),
-            "template": "llama-2-vision",
-            "max_local_views": 9,
-            "batch_size": 256 if align else 40,
-            "subset": 0.1 if stage == "adapt" else 1.0,
-            "require_image": align,
-            "num_threads": 16,
-        },
+        "data": _data(
+            "jsonl",
+            *(1008, 0.25, 0.4),
+            template="llama-2-vision",
+            max_local_views=9,
+            batch_size=256 if align else 40,
+            subset=0.1 if stage == "adapt" else 1.0,
+            require_image=align,
+            num_threads=16,
+        ),
         "optim": optim,
         **_run(log_every=10, eval_every=500, questions=0, save_every=100),
     }

@@ -9,15 +9,12 @@ import time
 from pathlib import Path
 
 import pytest
-
 from small_runs import flags, manifest, rows
 
 STEPS = 24
 
 
-def start(
-    folder: Path, repo_dir: Path, cache: Path, seed: int = 0
-) -> subprocess.Popen:
+def start(folder: Path, repo_dir: Path, cache: Path, seed: int = 0) -> subprocess.Popen:
     command = [sys.executable, "-m", "vtscale_jax.train"]
     command += ["--config", "configs/m8.py", "--workdir", str(folder)]
     command += flags(

@@ -60,11 +60,12 @@ def open_source(config: ConfigDict, split: str, *, seed: int | None = None) -> S
                 f"data.{field} is empty, expected a JSONL file of records: "
                 f"--config.data.{field}=FILE --config.data.image_root=FOLDER"
             )
-        return JSONLSource(
-            data[field],
-            image_root=data.image_root or None,
-            require_image=data.require_image,
-        )
+        # A record without image is no reason to drop it here: where the stage needs
+        # one (data.require_image), the loader stops at it by name.
+        source = JSONLSource(data[field], image_root=data.image_root or None)
+        left_out = ", ".join(f"{n:,} {why}" for why, n in source.rejected.items())
+        print(f"{data[field]}: {len(source):,} records; left out: {left_out or 'none'}")
+        return source
     raise ValueError(f"data.name is {data.name!r}, expected digit_pages or jsonl")
 
 
@@ -146,6 +147,12 @@ class Parts:
         """The first held-out records in `number` batches of the training shapes."""
         source = open_source(self.config, "heldout", seed=HELDOUT_SEEDS["loss"])
         number = min(number, len(source) // spec.batch_size)
+        if number == 0:
+            raise ValueError(
+                f"the held-out data has {len(source)} records, expected at least one "
+                f"batch of {spec.batch_size}: add records to data.heldout_path, or "
+                "lower data.batch_size"
+            )
         layout = self.layout(num_queries)
         samples = [
             encode(source[i], self.encoding, layout)
@@ -185,7 +192,8 @@ def assemble(config: ConfigDict, vision: VisionConfig) -> Parts:
     parts = Parts(
         config, llm_tokenizer, encoding, first_query_id, vision.tokens_per_crop
     )
-    parts.layout(config.num_queries)  # reports N > M now, not in a loader thread
+    # Reports N > M now: `layout` lowers N for the first phases of a curriculum.
+    QueryLayout(config.num_queries, settings.num_followup_queries(config))
     return parts
 
 

@@ -16,6 +16,7 @@ import numpy as np
 from jaxtyping import Int
 
 from vtscale_jax.collate import STAGE_AXES, BatchSpec, Encoded, collate
+from vtscale_jax.templates import check_template
 from vtscale_jax.tokens import (
     QueryLayout,
     Tokenizer,
@@ -74,6 +75,8 @@ class Encoding:
         for name in needed:
             if getattr(self, name) is None:
                 raise ValueError(f"stage {self.stage} needs {name}, which is None.")
+        if self.template is not None:
+            check_template(self.template)
 
 
 def encode(record: Record, encoding: Encoding, layout: QueryLayout) -> Encoded:

@@ -86,7 +86,7 @@ def optim_config(config: ConfigDict, num_records: int) -> OptimConfig:
             raise ValueError("optim.steps and optim.epochs are both None: set one")
         samples = epochs * num_records
         values["steps"] = max(
-            1, samples // (config.data.batch_size * values["accumulation"])
+            1, int(samples // (config.data.batch_size * values["accumulation"]))
         )
     values["rate_rules"] = tuple(map(tuple, values["rate_rules"]))
     return OptimConfig(**values)

@@ -108,15 +108,18 @@ TEMPLATES: dict[str, Template] = {
 }
 
 
+def check_template(name: str) -> None:
+    """ValueError, listing the formats there are, for an unknown name."""
+    if name not in TEMPLATES:
+        raise ValueError(f"template is {name!r}, expected one of {sorted(TEMPLATES)}.")
+
+
 def segments(record: Record, template: str) -> list[Segment]:
     """The text of the LLM sequence, piece by piece, without the query blocks.
 
     Raises ValueError for an unknown template or an empty question.
     """
-    if template not in TEMPLATES:
-        raise ValueError(
-            f"template is {template!r}, expected one of {sorted(TEMPLATES)}."
-        )
+    check_template(template)
     table = TEMPLATES[template]
     # Only None means "the default"; the reference treats "" the same way, so that no
     # system text could be asked for.

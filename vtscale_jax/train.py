@@ -146,6 +146,9 @@ def train(config: ConfigDict, workdir: Path) -> Path:
                 save_now = step % config.checkpoint.every == 0 or last
                 if not (evaluate_now or save_now):
                     continue
+                if pending is not None:
+                    _log_step(log, *pending, clock, config)
+                    pending = None
                 with clock.paused():
                     loss = None
                     if evaluate_now:
@@ -157,9 +160,6 @@ def train(config: ConfigDict, workdir: Path) -> Path:
                             scores |= evaluator.quick(
                                 paths.merge(state.params, frozen), num_queries
                             )
-                        if pending is not None:
-                            _log_step(log, *pending, clock, config)
-                            pending = None
                         log.write(step, split="heldout", **scores)
                     if save_now:
                         seconds = elapsed + time.monotonic() - started
