@@ -40,7 +40,7 @@ def _data(
             "min_share": min_share,
             "max_share": max_share,
         },
-        "num_records": 65536,
+        "num_records": 32768,
         "questions_per_page": 4,
         "families": FAMILIES,
         "path": "",

@@ -460,3 +460,14 @@ def test_command_line(run_dir):
     assert failed.returncode == 1
     assert failed.stderr.startswith("error: run_dir is")
     assert failed.stdout == ""
+
+
+def test_the_curves_show_where_a_curriculum_changes_m():
+    rows = [
+        {"step": step, "split": "train", "loss": 3 - step / 10, "num_queries": m}
+        for step, m in ((1, 16), (2, 16), (3, 64), (4, 64), (5, 256))
+    ]
+    texts = [t.get_text().strip() for t in draw_curves(rows).axes[0].texts]
+    assert texts == ["M = 16", "M = 64", "M = 256"]
+    constant = [row | {"num_queries": 16} for row in rows]
+    assert not draw_curves(constant).axes[0].texts

@@ -49,7 +49,7 @@ class Evaluator:
             return {}
         number = max(1, round(self._config.eval.questions * QUICK_SHARE))
         records = family_questions(self._config, number, "quick")
-        answers = self._answerer(num_queries).answer(params, records, title="held-out")
+        answers = self.answerer(num_queries).answer(params, records, title="held-out")
         scores = family_scores(records, answers)
         return {f"accuracy/{name}": row["accuracy"] for name, row in scores.items()}
 
@@ -60,7 +60,7 @@ class Evaluator:
         config = self._config
         number = config.eval.questions
         records = family_questions(config, number, "final")
-        answerer = self._answerer(config.num_queries)
+        answerer = self.answerer(config.num_queries)
         said = answerer.answer(params, records, title="evaluation")
         blank = answerer.answer(params, blanked(records, config), title="blank pages")
         rows = sample_rows(records, said, blank, config.eval.max_new_tokens)
@@ -76,7 +76,8 @@ class Evaluator:
             },
         )
 
-    def _answerer(self, num_queries: int) -> Answerer:
+    def answerer(self, num_queries: int) -> Answerer:
+        """What answers with M = `num_queries`; made once, compiled at its first use."""
         if num_queries not in self._answerers:
             config, parts = self._config, self._parts
             encoding = prompts_encoding(parts)

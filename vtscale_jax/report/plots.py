@@ -192,6 +192,11 @@ def _draw_loss(ax: Axes, rows: Sequence[dict[str, Any]]) -> None:
     heldout = _series(rows, "heldout", "loss")
     if len(heldout[0]):
         ax.plot(*heldout, color=RED, marker="o", linestyle="--", label="held-out")
+    for step, num_queries in _phases(rows):
+        ax.axvline(step, color="grey", linestyle=":", linewidth=1)
+        label = f" M = {num_queries}"
+        # At the foot of the panel: the legend has the top.
+        ax.annotate(label, (step, 0.03), xycoords=("data", "axes fraction"), size=8)
     title = "loss"
     everything = np.concatenate([values, heldout[1]])
     if len(everything) and 0 < everything.min() and np.ptp(everything) > 0:
@@ -200,6 +205,19 @@ def _draw_loss(ax: Axes, rows: Sequence[dict[str, Any]]) -> None:
             title = "loss (log scale)"
     _finish_legend(ax, loc="upper right")
     ax.set_title(title)
+
+
+def _phases(rows: Sequence[dict[str, Any]]) -> list[tuple[int, int]]:
+    """(first logged step, M) of each phase of a curriculum; nothing if M is constant.
+
+    >>> _phases([{"step": 1, "num_queries": 16}, {"step": 9, "num_queries": 64}])
+    [(1, 16), (9, 64)]
+    """
+    seen: list[tuple[int, int]] = []
+    for row in rows:
+        if "num_queries" in row and (not seen or seen[-1][1] != row["num_queries"]):
+            seen.append((row["step"], row["num_queries"]))
+    return seen if len(seen) > 1 else []
 
 
 def _draw_accuracies(ax: Axes, rows: Sequence[dict[str, Any]]) -> None:

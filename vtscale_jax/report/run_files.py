@@ -22,6 +22,11 @@ WRITTEN_WHEN = {
     "evaluation.json": "it is written by the evaluation after the last step",
     "samples.jsonl": "it is written by the evaluation after the last step",
 }
+UNANSWERED_BY_ALIGN = {
+    "evaluation.json": "Stage align has no language model to answer with: its score "
+    "is the held-out loss.",
+    "samples.jsonl": "Stage align answers no questions.",
+}
 
 
 class Score(NamedTuple):
@@ -89,12 +94,16 @@ class Run(NamedTuple):
             self.evaluation,
             self.samples,
         )
-        return {
+        absent = {
             name: f"{name} is missing: {when}, so the run was stopped before that, or "
             "the folder was copied without it."
             for (name, when), value in zip(WRITTEN_WHEN.items(), held, strict=True)
             if value is None
         }
+        if (self.config or {}).get("stage") == "align":
+            for name in absent.keys() & UNANSWERED_BY_ALIGN.keys():
+                absent[name] = UNANSWERED_BY_ALIGN[name]
+        return absent
 
 
 def read_run(run_dir: str | Path) -> Run:

@@ -1,0 +1,87 @@
+"""The weights in the package: as their manifest says, and able to see."""
+
+import importlib
+import json
+
+import jax
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+from vtscale_jax import paths, settings
+from vtscale_jax.assemble import assemble, blanked, family_questions
+from vtscale_jax.eval.families import family_scores
+from vtscale_jax.evaluate import Evaluator
+from vtscale_jax.parallel.mesh import make_mesh
+from vtscale_jax.stages import get_stage, init_params
+from vtscale_jax.weights.starting import shipped, starting_params
+
+
+def load(num_queries: int, arg: str = ""):
+    return importlib.import_module(f"configs.m{num_queries}").get_config(arg)
+
+
+def starting(num_queries: int, arg: str = ""):
+    config = load(num_queries, arg)
+    model = settings.model_config(config, "float32")
+    stage = get_stage(config.stage)
+    fresh = jax.device_get(init_params(stage, model, 0))
+    params, _ = starting_params(stage, config.weights.to_dict(), fresh, 0)
+    return config, model, params
+
+
+def test_the_files_are_those_of_the_manifest():
+    manifest = json.loads(shipped("manifest.json").read_text())
+    total = 0
+    for name, about in manifest["files"].items():
+        tensors = load_file(shipped(f"{name}.safetensors"))
+        assert paths.content_hash(paths.unflatten(tensors)) == about["sha256"]
+        total += shipped(f"{name}.safetensors").stat().st_size
+    assert set(manifest["files"]) == {"clip", "llm", "base"}
+    assert total < 12 * 2**20, "a few MB in total"
+    for part in ("clip", "llm", "align", "finetune"):
+        about = manifest[part]
+        assert about["command"] and about["seconds"] > 0 and len(about["curve"]) > 5
+        assert isinstance(about["seed"], int)
+
+
+@pytest.mark.parametrize("num_queries", [1, 8, 256, 768])
+def test_the_base_starts_every_m(num_queries):
+    _, _, params = starting(num_queries)
+    base = load_file(shipped("base.safetensors"))
+    known = min(num_queries - 1, len(base["fusion/queries"]))
+    if num_queries > 1:
+        ours = params["fusion"]["queries"]
+        assert ours.shape[0] == num_queries - 1
+        np.testing.assert_array_equal(
+            ours[:known], base["fusion/queries"][:known].astype(np.float32)
+        )
+    else:
+        assert "queries" not in params["fusion"]
+
+
+def test_align_starts_from_the_shipped_clip():
+    _, _, params = starting(16, "stage=align")
+    clip = load_file(shipped("clip.safetensors"))
+    np.testing.assert_array_equal(
+        params["vision"]["merge"]["kernel"],
+        clip["vision/merge/kernel"].astype(np.float32),
+    )
+
+
+def test_the_base_sees():
+    """Without any training it reads held-out handwriting, and a blank page says
+    nothing: the sum over three families is far apart."""
+    config, model, params = starting(256)
+    with config.unlocked():
+        config.data.families = ("count", "read", "describe")
+        config.eval.batch_size = 24
+    parts = assemble(config, model.vision)
+    evaluator = Evaluator(config, parts, model, make_mesh(24))
+    records = family_questions(config, 24, "quick")
+    answerer = evaluator.answerer(256)
+    seen = answerer.answer(params, records, title="pages")
+    blind = answerer.answer(params, blanked(records, config), title="blank")
+    scores = family_scores(records, seen, blind)
+    assert sum(row["correct"] for row in scores.values()) >= 24
+    assert sum(row["blank_correct"] for row in scores.values()) <= 12
