@@ -47,6 +47,7 @@ def ship(clip: Path, llm: Path, align: Path, base: Path) -> dict[str, Any]:
     for name, file in files.items():
         tensors = {path: t.astype(STORED) for path, t in load_file(file).items()}
         save_file(tensors, WEIGHTS / f"{name}.safetensors")
+        (WEIGHTS / f"{name}.safetensors").chmod(0o644)
         manifest["files"][name] = {
             "sha256": paths.content_hash(paths.unflatten(tensors)),
             "parameters": sum(t.size for t in tensors.values()),

@@ -85,6 +85,7 @@ def write(path: Path, params: Mapping, dtype: np.dtype | str = "float32") -> Non
     flat = {k: np.asarray(v).astype(dtype) for k, v in paths.flatten(params).items()}
     temporary = path.with_suffix(".partial")
     save_file(flat, temporary)
+    temporary.chmod(0o644)  # safetensors makes files that only their owner can read
     temporary.replace(path)
 
 
