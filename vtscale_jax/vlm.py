@@ -2,6 +2,12 @@
 
 Both share vision → pack → fusion; `VLM` then projects the query outputs, splices them
 into the LLM's embeddings by integer position, and takes logits at loss positions only.
+
+Two notes of the specification have their answer here. Quirk 12: outputs are taken at
+positions that the host names by kind, never by looking for an ⟨eos⟩ id, as in the
+reference (its config's `eos_token_id` is unused). Quirk 9: what is dead or broken in the
+reference (image embeddings of the HD tower, `return_dict=False`, a fusion name that is
+not registered) has no counterpart.
 """
 
 import dataclasses

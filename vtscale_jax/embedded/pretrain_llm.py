@@ -14,7 +14,7 @@ import numpy as np
 import optax
 from jaxtyping import Array, Float, Int
 
-from vtscale_jax.embedded.text_pages import TextPages, TextRecord
+from vtscale_jax.embedded.text_pages import STYLE_SHARES, TextPages, TextRecord
 from vtscale_jax.embedded.vocabulary import build_tokenizer
 from vtscale_jax.llm import LLM, LLMConfig
 from vtscale_jax.types import Kind
@@ -22,9 +22,25 @@ from vtscale_jax.types import Kind
 BUCKETS = (64, 96, 128, 192, 256, 384, 512)
 TOKENS_PER_BATCH = 8192
 POOL = 4096  # records whose lengths are sorted together
-# Looking up a cell, then its letter among the options, is learnt much sooner on short
-# pages; long ones (the length of M = 256 vision tokens) come after SHORT_POOLS pools.
-SHORT_WORDS, LONG_WORDS, SHORT_POOLS = 40, 300, 45
+
+
+class Phase(NamedTuple):
+    """So many pools (None: all others) of pages of at most `max_words` words, with
+    these shares of the styles grid, facts and hint."""
+
+    pools: int | None
+    max_words: int
+    style_shares: tuple[float, float, float]
+
+
+# First to repeat an answer that stands there, then to look one up on a short page, then
+# on pages as long as M = 256 vision tokens. In a mixture of all from the start, looking
+# up a choice among its options stays at chance.
+PHASES = (
+    Phase(8, 40, (0.0, 0.0, 1.0)),
+    Phase(40, 40, STYLE_SHARES),
+    Phase(None, 300, STYLE_SHARES),
+)
 
 
 class TextBatch(NamedTuple):
@@ -68,8 +84,10 @@ def batches(seed: int) -> Iterator[TextBatch]:
     vocabulary = build_tokenizer().get_vocab()
     rng = np.random.default_rng(seed)
     for number in itertools.count():
-        words = SHORT_WORDS if number < SHORT_POOLS else LONG_WORDS
-        source = TextPages(2**31, seed, max_words=words)
+        phase = _phase(number)
+        source = TextPages(
+            2**31, seed, max_words=phase.max_words, style_shares=phase.style_shares
+        )
         first = number * POOL
         pool = [encode(source[i], vocabulary) for i in range(first, first + POOL)]
         ready = []
@@ -80,6 +98,15 @@ def batches(seed: int) -> Iterator[TextBatch]:
                 ready.append(_pad(rows[at : at + size], high, vocabulary["</s>"]))
         for chosen in rng.permutation(len(ready)):
             yield ready[chosen]
+
+
+def _phase(pool: int) -> Phase:
+    """The phase that pool number `pool` belongs to."""
+    for phase in PHASES:
+        if phase.pools is None or pool < phase.pools:
+            return phase
+        pool -= phase.pools
+    raise AssertionError("the last phase has no end")
 
 
 def _pad(rows: list, length: int, pad_id: int) -> TextBatch:

@@ -194,8 +194,15 @@ class TextPages:
         *,
         config: PageConfig | None = None,
         families: tuple[str, ...] = FAMILIES,
+        style_shares: tuple[float, float, float] = STYLE_SHARES,
     ) -> None:
         self.config = PageConfig() if config is None else config
+        if min(style_shares) < 0 or abs(sum(style_shares) - 1) > 1e-9:
+            raise ValueError(
+                f"style_shares: got {style_shares}, expected shares of {STYLES} that "
+                "add up to 1"
+            )
+        self.style_shares = style_shares
         cells = self.config.grid**2
         longest = cells * len(_fact((None,) * cells, cells - 1))
         for field, got, least in (
@@ -218,7 +225,8 @@ class TextPages:
     def __repr__(self) -> str:
         return (
             f"TextPages({self.num_pages}, {self.seed}, {self.questions_per_page}, "
-            f"{self.max_words}, config={self.config}, families={self.families})"
+            f"{self.max_words}, config={self.config}, families={self.families}, "
+            f"style_shares={self.style_shares})"
         )
 
     def __getitem__(self, index: SupportsIndex) -> TextRecord:
@@ -229,7 +237,7 @@ class TextPages:
         rng = np.random.default_rng(key)
         cells = draw_cells(rng, self.config)
         order = families_in_order(self.families, self.questions_per_page, rng)
-        style = STYLES[int(rng.choice(len(STYLES), p=STYLE_SHARES))]
+        style = STYLES[int(rng.choice(len(STYLES), p=self.style_shares))]
         if style == "hint":
             page, hints, turns = self._hint_record(cells, order, rng)
         elif style == "facts" and rng.random() < 0.5 and set(ONE_CELL) & set(order):
