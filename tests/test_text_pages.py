@@ -139,7 +139,7 @@ def test_lengths_and_determinism():
         assert all(len(hint.split()) <= HINT_WORDS for hint in record.hints)
         lengths[record.style].append(len(record.page.split()))
     # The example of the docstring; shipped weights were trained on these very texts.
-    assert TextPages(num_pages=4, seed=6)[0].page == "; 5 1 9 5 none 0 2 0 none"
+    assert TextPages(num_pages=4, seed=6)[0].page == "5 1 9 5 none 0 2 0 none"
     assert source[8] == again[8] != source[7]
     assert TextPages(9, 6, max_words=60)[8] != again[8]
     assert min(lengths["grid"]) == 9 and 55 < max(lengths["grid"]) <= 60

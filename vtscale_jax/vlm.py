@@ -5,8 +5,8 @@ into the LLM's embeddings by integer position, and takes logits at loss position
 
 Two notes of the specification have their answer here. Quirk 12: outputs are taken at
 positions that the host names by kind, never by looking for an ⟨eos⟩ id, as in the
-reference (its config's `eos_token_id` is unused). Quirk 9: what is dead or broken in the
-reference (image embeddings of the HD tower, `return_dict=False`, a fusion name that is
+reference (its config's `eos_token_id` is unused). Quirk 9: what is dead or broken there
+(image embeddings of the HD tower, `return_dict=False`, a fusion name that is
 not registered) has no counterpart.
 """
 
