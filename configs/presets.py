@@ -90,17 +90,19 @@ def embedded(stage: str) -> dict:
         "learning_rate": 1.2e-3,
         "weight_decay": 0.01,
         "b2": 0.98,
+        # The phases with more queries come last and need a rate to learn at.
+        "final_share": 0.1,
         "rate_rules": ((r"vision/.*", 0.3), (r".*", 1.0)),
     }
     optim = {
-        "align": _optim(steps=1000, warmup=0.1, **young),
-        "finetune": _optim(steps=6000, warmup=0.03, **young),
+        "align": _optim(steps=800, warmup=0.1, **young),
+        "finetune": _optim(steps=3000, warmup=0.03, **young),
         "adapt": _optim(epochs=1.0, learning_rate=4e-4, warmup=0.03, b2=0.98),
     }[stage]
     # Few query tokens at first: seeing is learnt from them several times as fast.
     query_schedule = {
-        "align": ((0, 16), (900, 64), (960, 256)),
-        "finetune": ((0, 16), (4400, 64), (5300, 256)),
+        "align": ((0, 16), (600, 64), (700, 256)),
+        "finetune": ((0, 16), (2000, 64), (2500, 256)),
         "adapt": (),
     }[stage]
     # The align loss takes every other answer of the batch for a negative, so it needs
