@@ -14,13 +14,7 @@ import numpy as np
 import optax
 from jaxtyping import Array, Float, Int
 
-from vtscale_jax.embedded.questions import FAMILIES
-from vtscale_jax.embedded.text_pages import (
-    LETTER_SHARE,
-    STYLE_SHARES,
-    TextPages,
-    TextRecord,
-)
+from vtscale_jax.embedded.text_pages import STYLE_SHARES, TextPages, TextRecord
 from vtscale_jax.embedded.vocabulary import build_tokenizer
 from vtscale_jax.llm import LLM, LLMConfig
 from vtscale_jax.types import Kind
@@ -31,26 +25,21 @@ POOL = 4096  # records whose lengths are sorted together
 
 
 class Phase(NamedTuple):
-    """So many pools (None: all others) of pages of at most `max_words` words, asked
-    about with `families`, with these shares of the styles grid, facts and hint;
-    `letter_share` of the hints at a choice are its letter, the others its digit."""
+    """So many pools (None: all others) of pages of at most `max_words` words, with
+    these shares of the styles grid, facts and hint."""
 
     pools: int | None
     max_words: int
-    style_shares: tuple[float, float, float] = STYLE_SHARES
-    families: tuple[str, ...] = FAMILIES
-    letter_share: float = LETTER_SHARE
+    style_shares: tuple[float, float, float]
 
 
-HINTS = (0.0, 0.0, 1.0)
-# One skill after the other: from a digit to its letter among the options, repeating an
-# answer that stands there, looking one up on a short page, and then on pages as long as
-# M = 256 vision tokens. In a mixture of all from the start, choices stay at chance.
+# First to repeat an answer that stands there, then to look one up on a short page, then
+# on pages as long as M = 256 vision tokens. In a mixture of all from the start, looking
+# up a choice among its options stays at chance.
 PHASES = (
-    Phase(2, 40, HINTS, ("choice",), 0.0),
-    Phase(6, 40, HINTS),
-    Phase(36, 40),
-    Phase(None, 300),
+    Phase(8, 40, (0.0, 0.0, 1.0)),
+    Phase(40, 40, STYLE_SHARES),
+    Phase(None, 300, STYLE_SHARES),
 )
 
 
@@ -97,12 +86,7 @@ def batches(seed: int) -> Iterator[TextBatch]:
     for number in itertools.count():
         phase = _phase(number)
         source = TextPages(
-            2**31,
-            seed,
-            max_words=phase.max_words,
-            families=phase.families,
-            style_shares=phase.style_shares,
-            letter_share=phase.letter_share,
+            2**31, seed, max_words=phase.max_words, style_shares=phase.style_shares
         )
         first = number * POOL
         pool = [encode(source[i], vocabulary) for i in range(first, first + POOL)]

@@ -43,7 +43,7 @@ MAX_REPEATS = 4
 # first, and fillers are then only something to skip.
 PLAIN_SHARE = 0.6
 UNEVEN_SHARE = 0.1
-LETTER_SHARE = 0.5  # a choice is hinted at by its letter, else by its digit
+LETTER_SHARE = 0.7  # a choice is hinted at by its letter, else by its digit
 # Sets the random numbers apart from those of DigitPages with the same seed.
 TEXT_STREAM = 2
 # Families that a single named cell answers.
@@ -161,11 +161,9 @@ def asked_cell(question: str, grid: int) -> int:
     return max(named)[1]
 
 
-def _evidence(
-    turn: Turn, cells: Cells, letter_share: float, rng: np.random.Generator
-) -> list[str]:
+def _evidence(turn: Turn, cells: Cells, rng: np.random.Generator) -> list[str]:
     """The words that answer a question; for a choice, its letter or its digit."""
-    if turn.family == "choice" and rng.random() >= letter_share:
+    if turn.family == "choice" and rng.random() >= LETTER_SHARE:
         return [cell_word(cells[asked_cell(turn.question, grid_of(cells))])]
     return turn.answer.split()
 
@@ -197,7 +195,6 @@ class TextPages:
         config: PageConfig | None = None,
         families: tuple[str, ...] = FAMILIES,
         style_shares: tuple[float, float, float] = STYLE_SHARES,
-        letter_share: float = LETTER_SHARE,
     ) -> None:
         self.config = PageConfig() if config is None else config
         if min(style_shares) < 0 or abs(sum(style_shares) - 1) > 1e-9:
@@ -205,10 +202,7 @@ class TextPages:
                 f"style_shares: got {style_shares}, expected shares of {STYLES} that "
                 "add up to 1"
             )
-        if not 0 <= letter_share <= 1:
-            raise ValueError(f"letter_share: got {letter_share}, expected 0 to 1")
         self.style_shares = style_shares
-        self.letter_share = letter_share
         cells = self.config.grid**2
         longest = cells * len(_fact((None,) * cells, cells - 1))
         for field, got, least in (
@@ -232,7 +226,7 @@ class TextPages:
         return (
             f"TextPages({self.num_pages}, {self.seed}, {self.questions_per_page}, "
             f"{self.max_words}, config={self.config}, families={self.families}, "
-            f"style_shares={self.style_shares}, letter_share={self.letter_share})"
+            f"style_shares={self.style_shares})"
         )
 
     def __getitem__(self, index: SupportsIndex) -> TextRecord:
@@ -286,7 +280,7 @@ class TextPages:
             return ""
         words: list[str] = []
         if draw < 0.65:
-            words = _evidence(turn, cells, self.letter_share, rng)
+            words = _evidence(turn, cells, rng)
         elif draw < 0.8:
             most = HINT_WORDS // len(_fact(cells, len(cells) - 1))
             number = int(rng.integers(1, max(1, most) + 1))
@@ -313,7 +307,7 @@ class TextPages:
         hints = []
         for turn in turns[1:]:
             if turn.family not in ONE_CELL:
-                evidence = _evidence(turn, cells, self.letter_share, rng)
+                evidence = _evidence(turn, cells, rng)
                 hints.append(_write_hint(evidence, HINT_WORDS, rng))
                 continue
             cell = asked_cell(turn.question, self.config.grid)
@@ -331,11 +325,9 @@ class TextPages:
         """The page is the answer to the first question, every hint that to its own."""
         first = ask(order[0], cells, rng)
         turns = (first, *(self._ask_briefly(f, cells, rng) for f in order[1:]))
-        page = _write_hint(
-            _evidence(first, cells, self.letter_share, rng), PAGE_HINT_WORDS, rng
-        )
+        page = _write_hint(_evidence(first, cells, rng), PAGE_HINT_WORDS, rng)
         hints = [
-            _write_hint(_evidence(turn, cells, self.letter_share, rng), HINT_WORDS, rng)
+            _write_hint(_evidence(turn, cells, rng), HINT_WORDS, rng)
             for turn in turns[1:]
         ]
         return page, hints, turns
