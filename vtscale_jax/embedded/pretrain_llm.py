@@ -34,11 +34,10 @@ class Phase(NamedTuple):
 
 
 # First to repeat an answer that stands there, then to look one up on a short page, then
-# on pages as long as M = 256 vision tokens. In a mixture of all from the start, looking
-# up a choice among its options stays at chance.
+# on pages as long as M = 256 vision tokens.
 PHASES = (
-    Phase(8, 40, (0.0, 0.0, 1.0)),
-    Phase(40, 40, STYLE_SHARES),
+    Phase(6, 40, (0.0, 0.0, 1.0)),
+    Phase(36, 40, STYLE_SHARES),
     Phase(None, 300, STYLE_SHARES),
 )
 
