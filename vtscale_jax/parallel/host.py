@@ -13,10 +13,10 @@ def keep_freed_memory() -> bool:
     """Makes malloc keep freed memory instead of returning it to the system.
 
     XLA's CPU backend allocates and frees its temporaries in every step; glibc returns
-    large ones at once, so that each step pays for its page faults anew. Keeping them
-    makes a training step of the tiny models about 1.6 times as fast (measured by
-    `benchmarks/allocator.py`). For CPU training on Linux with glibc; elsewhere it does
-    nothing and returns False. Call it at the start of a program, before threads exist.
+    large ones at once, so that each step pays for its page faults anew
+    (`benchmarks/allocator.py` measures what keeping them is worth). For CPU training on
+    Linux with glibc; elsewhere it does nothing and returns False. Call it at the start
+    of a program, before threads exist.
     """
     if not sys.platform.startswith("linux") or "glibc" not in _libc_version():
         return False
