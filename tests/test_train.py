@@ -85,7 +85,10 @@ def test_an_interrupted_run_ends_with_the_same_parameters(adapted, tmp_path, cap
     assert train_rows == [1, 2, 3, 4, 5, 6]
 
 
-def test_a_corrupted_checkpoint_falls_back_to_the_one_before(adapted, tmp_path, capsys):
+@pytest.mark.parametrize("where", [1, 2, 3])
+def test_a_corrupted_checkpoint_falls_back_to_the_one_before(
+    adapted, tmp_path, capsys, where
+):
     copy = tmp_path / "copy"
     shutil.copytree(adapted, copy)
     (copy / "manifest.json").unlink()
@@ -94,8 +97,8 @@ def test_a_corrupted_checkpoint_falls_back_to_the_one_before(adapted, tmp_path, 
         key=lambda p: p.stat().st_size,
     )
     content = bytearray(damaged.read_bytes())
-    middle = len(content) // 2
-    content[middle : middle + 64] = bytes(64)
+    at = len(content) * where // 4
+    content[at : at + 64] = bytes(64)
     damaged.write_bytes(content)
     train(small_config(), copy)
     said = capsys.readouterr()

@@ -1,7 +1,7 @@
 """Checkpoints of a run, by orbax: asynchronous, the last k and the best are kept.
 
 A checkpoint holds the train state (never the frozen parameters), the place in the data,
-and a hash of its parameters. Restoring takes the newest one that can be read and whose
+and a hash of the state. Restoring takes the newest one that can be read and whose
 hash is right.
 """
 
@@ -72,7 +72,9 @@ class Checkpoints:
         `heldout_loss` is given.
         """
         metrics = None if heldout_loss is None else {BEST_METRIC: float(heldout_loss)}
-        about = {"params_sha256": paths.content_hash(jax.device_get(state.params))}
+        # Of the optimizer's state too: a bit that flips in it would go unseen, and the
+        # run would end elsewhere.
+        about = {"state_sha256": paths.content_hash(jax.device_get(state))}
         self._manager.save(
             int(state.step),
             args=ocp.args.Composite(
@@ -95,8 +97,8 @@ class Checkpoints:
         """The newest readable checkpoint, placed and shaped as `like`; None if the run
         has none.
 
-        One that cannot be read, or whose parameters do not have the hash they were
-        saved with, is reported on stderr and the one before it is taken. Raises
+        One that cannot be read, or whose state does not have the hash it was saved
+        with, is reported on stderr and the one before it is taken. Raises
         CheckpointError when every one is broken.
         """
         steps = self.steps()
@@ -136,10 +138,10 @@ class Checkpoints:
             ),
         )
         state = TrainState(**found["state"])
-        actual = paths.content_hash(jax.device_get(state.params))
-        expected = found["about"]["params_sha256"]
+        actual = paths.content_hash(jax.device_get(state))
+        expected = found["about"]["state_sha256"]
         if actual != expected:
             raise CheckpointError(
-                f"its parameters hash to {actual[:12]}, not {expected[:12]} as saved"
+                f"its content hashes to {actual[:12]}, not {expected[:12]} as saved"
             )
         return Restored(state, found["data"], step)
