@@ -81,9 +81,8 @@ def family_questions(config: ConfigDict, number: int, seed_name: str) -> list[Re
             families=(family,),
             questions_per_page=1,
         )
-        records += [
-            pages[i]._replace(id=f"{family}-{pages[i].id}") for i in range(number)
-        ]
+        asked = (pages[i] for i in range(number))  # a page is drawn at each look
+        records += [record._replace(id=f"{family}-{record.id}") for record in asked]
     return records
 
 

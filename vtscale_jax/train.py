@@ -127,27 +127,29 @@ def train(config: ConfigDict, workdir: Path) -> Path:
         ) as log:
             # Loop. Metrics are fetched one step late: the device never waits for them.
             pending = None
-            clock = Throughput()
+            clock, logged = Throughput(), start
             batches = _batches(
                 parts, source, schedule, total_steps, restored and restored.data, start
             )
             for step, num_queries, batch, place, heldout in batches:
                 state, metrics = train_step(state, frozen, split_batch(batch, mesh))
                 if pending is not None:
-                    _log_step(log, *pending, clock, config)
+                    _log_step(log, *pending, clock)
                     pending = None
                 if step % config.log.every == 0 or step == total_steps:
                     update = (step - 1) // optim.accumulation
                     metrics["learning_rate"] = rate(update)
                     metrics["num_queries"] = np.asarray(num_queries)
-                    pending = step, metrics
+                    # The last interval may be shorter than log.every.
+                    samples = (step - logged) * config.data.batch_size
+                    pending, logged = (step, metrics, samples), step
                 last = step == total_steps
                 evaluate_now = step % config.eval.every == 0 or last
                 save_now = step % config.checkpoint.every == 0 or last
                 if not (evaluate_now or save_now):
                     continue
                 if pending is not None:
-                    _log_step(log, *pending, clock, config)
+                    _log_step(log, *pending, clock)
                     pending = None
                 with clock.paused():
                     loss = None
@@ -225,11 +227,10 @@ def _heldout_scores(
 
 
 def _log_step(
-    log: MetricsLog, step: int, metrics: dict, clock: Throughput, config: ConfigDict
+    log: MetricsLog, step: int, metrics: dict, samples: int, clock: Throughput
 ) -> None:
     metrics = {name: np.asarray(v) for name, v in jax.device_get(metrics).items()}
-    speed = clock.update(config.log.every * config.data.batch_size)
-    log.write(step, **metrics, samples_per_s=speed)
+    log.write(step, **metrics, samples_per_s=clock.update(samples))
 
 
 def _count(tree: dict) -> int:
