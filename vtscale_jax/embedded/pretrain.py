@@ -31,7 +31,7 @@ from vtscale_jax.vlm import ModelConfig
 LOG_EVERY = 50
 RECIPES = {
     "llm": OptimConfig(
-        steps=3000, learning_rate=2.5e-3, warmup=0.05, weight_decay=0.01, b2=0.98
+        steps=3200, learning_rate=2.5e-3, warmup=0.05, weight_decay=0.01, b2=0.98
     ),
     "clip": OptimConfig(
         steps=1600, learning_rate=1e-3, warmup=0.05, weight_decay=0.05, b2=0.98

@@ -8,6 +8,7 @@ before them.
     grid   (about 1/2)  all cells in order: "3 none 7 none 5 1 2 none none"
     facts  (about 1/4)  named cells in any order: "middle left none top left 3 ..."
     hint   (about 1/4)  only the answer to the coming question: "7", "yes", "3 7 5 1"
+                        (of a choice its digit: the letter is for the model to find)
 
 Fillers "," ";" "." carry no meaning, with one exception: in a grid whose words repeat
 unevenly, a comma ends a cell.
@@ -43,7 +44,6 @@ MAX_REPEATS = 4
 # first, and fillers are then only something to skip.
 PLAIN_SHARE = 0.6
 UNEVEN_SHARE = 0.1
-LETTER_SHARE = 0.7  # a choice is hinted at by its letter, else by its digit
 # Sets the random numbers apart from those of DigitPages with the same seed.
 TEXT_STREAM = 2
 # Families that a single named cell answers.
@@ -161,9 +161,9 @@ def asked_cell(question: str, grid: int) -> int:
     return max(named)[1]
 
 
-def _evidence(turn: Turn, cells: Cells, rng: np.random.Generator) -> list[str]:
-    """The words that answer a question; for a choice, its letter or its digit."""
-    if turn.family == "choice" and rng.random() >= LETTER_SHARE:
+def _evidence(turn: Turn, cells: Cells) -> list[str]:
+    """The words that answer a question; for a choice its digit, not yet its letter."""
+    if turn.family == "choice":
         return [cell_word(cells[asked_cell(turn.question, grid_of(cells))])]
     return turn.answer.split()
 
@@ -280,7 +280,7 @@ class TextPages:
             return ""
         words: list[str] = []
         if draw < 0.65:
-            words = _evidence(turn, cells, rng)
+            words = _evidence(turn, cells)
         elif draw < 0.8:
             most = HINT_WORDS // len(_fact(cells, len(cells) - 1))
             number = int(rng.integers(1, max(1, most) + 1))
@@ -307,7 +307,7 @@ class TextPages:
         hints = []
         for turn in turns[1:]:
             if turn.family not in ONE_CELL:
-                evidence = _evidence(turn, cells, rng)
+                evidence = _evidence(turn, cells)
                 hints.append(_write_hint(evidence, HINT_WORDS, rng))
                 continue
             cell = asked_cell(turn.question, self.config.grid)
@@ -325,9 +325,8 @@ class TextPages:
         """The page is the answer to the first question, every hint that to its own."""
         first = ask(order[0], cells, rng)
         turns = (first, *(self._ask_briefly(f, cells, rng) for f in order[1:]))
-        page = _write_hint(_evidence(first, cells, rng), PAGE_HINT_WORDS, rng)
+        page = _write_hint(_evidence(first, cells), PAGE_HINT_WORDS, rng)
         hints = [
-            _write_hint(_evidence(turn, cells, rng), HINT_WORDS, rng)
-            for turn in turns[1:]
+            _write_hint(_evidence(turn, cells), HINT_WORDS, rng) for turn in turns[1:]
         ]
         return page, hints, turns
