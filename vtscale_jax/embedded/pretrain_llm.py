@@ -26,25 +26,19 @@ POOL = 4096  # records whose lengths are sorted together
 
 class Phase(NamedTuple):
     """So many pools (None: all others) of pages of at most `max_words` words, with
-    these shares of the styles grid, facts and hint. `choice_share` of the records, on
-    top of that, are hints at choices alone."""
+    these shares of the styles grid, facts and hint."""
 
     pools: int | None
     max_words: int
     style_shares: tuple[float, float, float]
-    choice_share: float
 
 
 # First to repeat an answer that stands there, then to look one up on a short page, then
-# to find its letter among the options, then all this on pages as long as M = 256 vision
-# tokens. The step from digit to letter is learnt within some 200 batches once all else
-# is known and a third of the records ask for it; never among all the other families,
-# and not from the start either.
+# on pages as long as M = 256 vision tokens.
 PHASES = (
-    Phase(6, 40, (0.0, 0.0, 1.0), 0.0),
-    Phase(30, 40, STYLE_SHARES, 0.0),
-    Phase(8, 40, STYLE_SHARES, 1 / 3),
-    Phase(None, 300, STYLE_SHARES, 1 / 6),
+    Phase(6, 40, (0.0, 0.0, 1.0)),
+    Phase(30, 40, STYLE_SHARES),
+    Phase(None, 300, STYLE_SHARES),
 )
 
 
@@ -93,14 +87,8 @@ def batches(seed: int) -> Iterator[TextBatch]:
         source = TextPages(
             2**31, seed, max_words=phase.max_words, style_shares=phase.style_shares
         )
-        choices = TextPages(
-            2**31, seed, families=("choice",), style_shares=(0.0, 0.0, 1.0)
-        )
         first = number * POOL
-        middle = first + round(POOL * phase.choice_share)
-        records = [choices[i] for i in range(first, middle)]
-        records += [source[i] for i in range(middle, first + POOL)]
-        pool = [encode(record, vocabulary) for record in records]
+        pool = [encode(source[i], vocabulary) for i in range(first, first + POOL)]
         ready = []
         for low, high in zip((0, *BUCKETS), BUCKETS, strict=False):
             rows = [row for row in pool if low < len(row[0]) <= high]
