@@ -29,10 +29,11 @@ def _fusion(width: int, mlp_width: int, num_layers: int) -> dict:
 
 
 def _data(
-    name: str, page_size: int, min_share: float, max_share: float, **more
+    stage: str, name: str, page_size: int, min_share: float, max_share: float, **more
 ) -> dict:
     """Where records come from: `name` is "digit_pages" or "jsonl", and each reads its
-    own fields. Digits take `min_share` to `max_share` of the side of their cell."""
+    own fields. Digits take `min_share` to `max_share` of the side of their cell. Stage
+    adapt sees a random tenth of them."""
     return {
         "name": name,
         "page": {
@@ -46,6 +47,8 @@ def _data(
         "path": "",
         "heldout_path": "",
         "image_root": "",
+        "max_local_views": 9,
+        "subset": 0.1 if stage == "adapt" else 1.0,
         **more,
     }
 
@@ -144,14 +147,13 @@ def embedded(stage: str) -> dict:
             "fusion_tokenizer": "embedded",
         },
         "data": _data(
+            stage,
             "digit_pages",
             *(96, 0.5, 0.75),
             families=families,
             questions_per_page=3 if stage == "align" else 4,
             template="plain",
-            max_local_views=9,
             batch_size=16 if stage == "adapt" else 32,
-            subset=0.1 if stage == "adapt" else 1.0,
             require_image=True,
             num_threads=1,
         ),
@@ -208,12 +210,11 @@ def smol(stage: str) -> dict:
             "fusion_tokenizer": "embedded",
         },
         "data": _data(
+            stage,
             "digit_pages",
             *(336, 0.25, 0.4),
             template="chatml",
-            max_local_views=9,
             batch_size=32,
-            subset=0.1 if stage == "adapt" else 1.0,
             require_image=True,
             num_threads=4,
         ),
@@ -275,12 +276,11 @@ def paper(stage: str) -> dict:
             "fusion_tokenizer": "openai/clip-vit-large-patch14-336",
         },
         "data": _data(
+            stage,
             "jsonl",
             *(1008, 0.25, 0.4),
             template="llama-2-vision",
-            max_local_views=9,
             batch_size=256 if align else 40,
-            subset=0.1 if stage == "adapt" else 1.0,
             require_image=align,
             num_threads=16,
         ),

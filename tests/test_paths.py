@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from safetensors.numpy import load_file
 
 from vtscale_jax import paths
 
@@ -191,3 +192,19 @@ def test_content_hash_refuses_what_has_no_bytes(leaf):
     leaf = leaf() if callable(leaf) else leaf
     with pytest.raises(ValueError, match=r"w/x: got .*expected an array of numbers"):
         paths.content_hash({"w": {"x": leaf}})
+
+
+def test_save_writes_leaves_by_path_for_everyone_to_read(tmp_path):
+    file = tmp_path / "weights.safetensors"
+    tree = {"a": {"b": jnp.asarray([1.0, 1 + 2**-20])}, "c": np.arange(3)}
+    paths.save(tree, file)
+    back = load_file(file)
+    assert {name: x.dtype.name for name, x in back.items()} == {
+        "a/b": "float32",
+        "c": "float32",
+    }
+    np.testing.assert_array_equal(back["a/b"], np.float32([1.0, 1 + 2**-20]))
+    assert file.stat().st_mode & 0o777 == 0o644
+    paths.save(tree, file, np.float16)
+    assert load_file(file)["a/b"].dtype == np.float16
+    assert [path.name for path in tmp_path.iterdir()] == [file.name]

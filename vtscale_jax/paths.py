@@ -10,10 +10,13 @@ expressions over them. This module alone turns trees into paths and back.
 import hashlib
 import re
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, TypeVar
 
 import jax
 import numpy as np
+from numpy.typing import DTypeLike
+from safetensors.numpy import save_file
 
 Value = TypeVar("Value")
 SEPARATOR = "/"
@@ -145,6 +148,18 @@ def merge(first: Any, second: Any) -> dict[str, Any]:
             "them from one of the trees."
         )
     return unflatten({**one, **two})
+
+
+def save(tree: Any, file: Path, dtype: DTypeLike = "float32") -> None:
+    """Writes the leaves, named by their paths, as safetensors: the whole file or none.
+
+    `dtype` is what every leaf is stored as.
+    """
+    tensors = {path: np.asarray(x).astype(dtype) for path, x in flatten(tree).items()}
+    draft = file.with_suffix(".partial")
+    save_file(tensors, draft)
+    draft.chmod(0o644)  # safetensors makes files that only their owner can read
+    draft.replace(file)
 
 
 def content_hash(tree: Any) -> str:

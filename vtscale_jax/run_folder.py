@@ -34,12 +34,17 @@ class RunFolder:
     def __init__(self, path: str | Path):
         self.path = Path(path)
 
-    def claim(self, config: Mapping[str, Any]) -> bool:
-        """Makes the folder this config's; True when it already was (a resume).
+    def claim(self, config: Mapping[str, Any]) -> None:
+        """Makes the folder this config's, or raises as `check` does and writes nothing.
 
-        RunFolderError, naming the fields that differ, when it belongs to another
-        config, or holds something that is no run. Nothing is written then.
+        Fields that only present the run take their new values.
         """
+        self.check(config)
+        self.write("config.json", config)
+
+    def check(self, config: Mapping[str, Any]) -> None:
+        """Writes nothing; RunFolderError, naming the fields that differ, when the
+        folder belongs to another config, or holds something that is no run."""
         file = self.path / "config.json"
         config = json.loads(json.dumps(config))  # tuples become lists, as in the file
         if not file.exists():
@@ -49,8 +54,7 @@ class RunFolder:
                     "not a run folder. Choose a new or empty folder; nothing was "
                     "written."
                 )
-            self.write("config.json", config)
-            return False
+            return
         theirs, ours = _flat(self.read("config.json")), _flat(config)
         differ = sorted(
             name
@@ -68,8 +72,6 @@ class RunFolder:
                 f"{listed}\nChoose another --workdir (or --config.name), or the same "
                 "config to go on with that run; nothing was written over."
             )
-        self.write("config.json", config)
-        return True
 
     def read(self, name: str) -> Any:
         """A JSON file of the folder; RunFolderError names it when it is malformed."""

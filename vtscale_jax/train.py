@@ -52,8 +52,15 @@ def train(config: ConfigDict, workdir: Path) -> Path:
     Continues when the folder holds an interrupted run of the same config; returns at
     once when that run is finished.
     """
-    # Config: everything derived from it, before anything is written.
+    # Folder: ours, or an error that leaves it as it was.
     started = time.monotonic()
+    folder = RunFolder(workdir)
+    folder.check(config.to_dict())
+    if folder.finished():
+        print(f"This run is finished. Report: {workdir / 'report.html'}")
+        return workdir / "report.html"
+
+    # Config: everything derived from it, before anything is written.
     dtypes = settings.resolve_dtypes(config, jax.default_backend())
     stage = get_stage(config.stage)
     model_config = settings.model_config(config, dtypes.compute)
@@ -75,12 +82,7 @@ def train(config: ConfigDict, workdir: Path) -> Path:
     frozen = replicate(frozen, mesh)
     state = replicate(initial_state(trainable, optimizer), mesh)
 
-    # Folder: ours, or an error that leaves it as it was.
-    folder = RunFolder(workdir)
     folder.claim(config.to_dict())
-    if folder.finished():
-        print(f"This run is finished. Report: {workdir / 'report.html'}")
-        return workdir / "report.html"
     manifest = {
         "code": code_version(),
         "versions": versions(),
@@ -173,9 +175,7 @@ def train(config: ConfigDict, workdir: Path) -> Path:
         saved.wait()
 
     # Results: weights, scores, samples, report.
-    starting.write(
-        workdir / starting.RUN_WEIGHTS, jax.device_get(state.params), "float32"
-    )
+    paths.save(jax.device_get(state.params), workdir / starting.RUN_WEIGHTS)
     evaluator.final(paths.merge(state.params, frozen), total_steps, folder)
     manifest |= {
         "finished": True,

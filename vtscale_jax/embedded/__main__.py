@@ -132,12 +132,15 @@ def add_ship(commands: argparse._SubParsersAction) -> None:
         parser.add_argument(
             f"--{name}", type=Path, default=Path(default), help=f"default {default}"
         )
+    parser.add_argument(
+        "--again", type=Path, help="finetune run of another seed: its scores are kept"
+    )
     parser.set_defaults(run=run_ship)
 
 
 def run_ship(args: argparse.Namespace) -> None:
     """Runs `ship`."""
-    manifest = ship(args.clip, args.llm, args.align, args.base)
+    manifest = ship(args.clip, args.llm, args.align, args.base, args.again)
     print(f"wrote {WEIGHTS}: {', '.join(manifest['files'])}")
 
 

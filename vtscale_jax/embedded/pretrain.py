@@ -19,7 +19,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from safetensors.numpy import save_file
 
 from vtscale_jax import paths
 from vtscale_jax.embedded import pretrain_clip, pretrain_llm
@@ -31,7 +30,7 @@ from vtscale_jax.vlm import ModelConfig
 LOG_EVERY = 50
 RECIPES = {
     "llm": OptimConfig(
-        steps=3200, learning_rate=2.5e-3, warmup=0.05, weight_decay=0.01, b2=0.98
+        steps=2600, learning_rate=2.5e-3, warmup=0.05, weight_decay=0.01, b2=0.98
     ),
     "clip": OptimConfig(
         steps=1600, learning_rate=1e-3, warmup=0.05, weight_decay=0.05, b2=0.98
@@ -109,8 +108,7 @@ def pretrain(
     else:
         params, scores = _pretrain_clip(config, recipe, folder, seed, max_local_views)
     file = folder / "weights.safetensors"
-    flat = paths.flatten(jax.device_get(params))
-    save_file({name: np.asarray(value) for name, value in flat.items()}, file)
+    paths.save(jax.device_get(params), file)
     about = {
         "kind": kind,
         "seed": seed,

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import load_file
 
 from vtscale_jax import paths
 from vtscale_jax.run_folder import RunFolder
@@ -20,6 +20,9 @@ all of the shipped weights again, from nothing (hours on two cores):
   python -m vtscale_jax.train --config configs/m256.py:stage=finetune \\
       --config.weights.llm=runs/pretrain-llm
   python -m vtscale_jax.embedded ship
+
+with `--config.seed=1 --config.name=again-align` and so on for a second base, whose
+scores go into the manifest beside the shipped one's (`ship --again runs/again`).
 """
 WEIGHTS = Path(__file__).parent / "weights"
 # Half precision keeps the package small; the rounding (2⁻¹¹ relative) is below what
@@ -28,15 +31,18 @@ STORED = np.float16
 FILE = "weights.safetensors"
 
 
-def ship(clip: Path, llm: Path, align: Path, base: Path) -> dict[str, Any]:
+def ship(
+    clip: Path, llm: Path, align: Path, base: Path, again: Path | None = None
+) -> dict[str, Any]:
     """Copies the tiny CLIP, the tiny LLM and the base model into the package.
 
     Each argument is a folder: those of `pretrain`, the align run and the finetune run
-    (whose starting weights were, in turn, those of the one before). Returns the
+    (whose starting weights were, in turn, those of the one before). `again` is a
+    finetune run from another seed, of which only the scores are kept. Returns the
     manifest, which is also written beside the weights.
     """
     files = {"clip": clip / FILE, "llm": llm / FILE, "base": base / FILE}
-    for folder in (align, base):
+    for folder in filter(None, (align, base, again)):
         if not RunFolder(folder).finished():
             raise ValueError(
                 f"{folder} is no finished run; train it to its end first, with the "
@@ -45,9 +51,9 @@ def ship(clip: Path, llm: Path, align: Path, base: Path) -> dict[str, Any]:
     WEIGHTS.mkdir(exist_ok=True)
     manifest: dict[str, Any] = {"stored_as": np.dtype(STORED).name, "files": {}}
     for name, file in files.items():
-        tensors = {path: t.astype(STORED) for path, t in load_file(file).items()}
-        save_file(tensors, WEIGHTS / f"{name}.safetensors")
-        (WEIGHTS / f"{name}.safetensors").chmod(0o644)
+        shipped = WEIGHTS / f"{name}.safetensors"
+        paths.save(paths.unflatten(load_file(file)), shipped, STORED)
+        tensors = load_file(shipped)
         manifest["files"][name] = {
             "sha256": paths.content_hash(paths.unflatten(tensors)),
             "parameters": sum(t.size for t in tensors.values()),
@@ -59,6 +65,8 @@ def ship(clip: Path, llm: Path, align: Path, base: Path) -> dict[str, Any]:
         manifest[name] = {"command": command, **about, "curve": _curve(folder)}
     for name, folder in (("align", align), ("finetune", base)):
         manifest[name] = _run(folder)
+    if again is not None:
+        manifest["again"] = _run(again)
     (WEIGHTS / "manifest.json").write_text(json.dumps(manifest, indent=1) + "\n")
     return manifest
 

@@ -9,7 +9,6 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
-import numpy as np
 from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
@@ -72,28 +71,24 @@ def family_scores(
 ) -> dict[str, dict[str, int | float]]:
     """Per family: n, correct, accuracy with its 95 % Wilson interval, and the same for
     blank pages with the prefix `blank_`."""
-    rows: dict[str, dict[str, int | float]] = {}
     families = [record.turns[-1].family for record in records]
-    right = [
-        is_correct(p, r.turns[-1].answer)
-        for r, p in zip(records, predictions, strict=True)
-    ]
-    blank = None
+    rows: dict[str, dict[str, int | float]] = {name: {} for name in families}
+    answers = {"": predictions}
     if blank_predictions is not None:
-        blank = [
-            is_correct(p, r.turns[-1].answer)
-            for r, p in zip(records, blank_predictions, strict=True)
+        answers["blank_"] = blank_predictions
+    for prefix, said in answers.items():
+        right = [
+            is_correct(prediction, record.turns[-1].answer)
+            for record, prediction in zip(records, said, strict=True)
         ]
-    for family in dict.fromkeys(families):
-        member = np.array([name == family for name in families])
-        rows[family] = _row("", np.array(right)[member])
-        if blank is not None:
-            rows[family] |= _row("blank_", np.array(blank)[member])
+        for name, row in rows.items():
+            own = [ok for ok, of in zip(right, families, strict=True) if of == name]
+            row.update(_row(prefix, own))
     return rows
 
 
-def _row(prefix: str, right: np.ndarray) -> dict[str, int | float]:
-    n, correct = len(right), int(right.sum())
+def _row(prefix: str, right: list[bool]) -> dict[str, int | float]:
+    n, correct = len(right), sum(right)
     low, high = wilson_interval(correct, n)
     return {
         f"{prefix}n": n,

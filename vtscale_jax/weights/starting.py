@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float
 from safetensors import SafetensorError
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import load_file
 
 from vtscale_jax import paths
 from vtscale_jax.stages import Stage
@@ -78,15 +78,6 @@ def read(path: Path) -> dict[str, np.ndarray]:
         name: value.astype(np.float32) if value.dtype.kind in "fV" else value
         for name, value in tensors.items()
     }
-
-
-def write(path: Path, params: Mapping, dtype: np.dtype | str = "float32") -> None:
-    """Writes a parameter tree, flattened to paths, as safetensors."""
-    flat = {k: np.asarray(v).astype(dtype) for k, v in paths.flatten(params).items()}
-    temporary = path.with_suffix(".partial")
-    save_file(flat, temporary)
-    temporary.chmod(0o644)  # safetensors makes files that only their owner can read
-    temporary.replace(path)
 
 
 def starting_params(
