@@ -99,13 +99,13 @@ def embedded(stage: str) -> dict:
     }
     optim = {
         "align": _optim(steps=800, warmup=0.1, **young),
-        "finetune": _optim(steps=3000, warmup=0.03, **young),
+        "finetune": _optim(steps=2400, warmup=0.03, **young),
         "adapt": _optim(epochs=1.0, learning_rate=4e-4, warmup=0.03, b2=0.98),
     }[stage]
     # Few query tokens at first: seeing is learnt from them several times as fast.
     query_schedule = {
         "align": ((0, 16), (600, 64), (700, 256)),
-        "finetune": ((0, 16), (2000, 64), (2500, 256)),
+        "finetune": ((0, 16), (1600, 64), (2000, 256)),
         "adapt": (),
     }[stage]
     # The align loss takes every other answer of the batch for a negative, so it needs

@@ -10,6 +10,7 @@ from safetensors.numpy import load_file
 
 from vtscale_jax import paths, settings
 from vtscale_jax.assemble import assemble, blanked, family_questions
+from vtscale_jax.embedded.questions import FAMILIES
 from vtscale_jax.eval.families import family_scores
 from vtscale_jax.evaluate import Evaluator
 from vtscale_jax.parallel.mesh import make_mesh
@@ -39,10 +40,19 @@ def test_the_files_are_those_of_the_manifest():
         total += shipped(f"{name}.safetensors").stat().st_size
     assert set(manifest["files"]) == {"clip", "llm", "base"}
     assert total < 12 * 2**20, "a few MB in total"
-    for part in ("clip", "llm", "align", "finetune"):
+    for part in ("clip", "llm", "align", "finetune", "again"):
         about = manifest[part]
         assert about["command"] and about["seconds"] > 0 and len(about["curve"]) > 5
         assert isinstance(about["seed"], int)
+
+
+def test_another_seed_reaches_the_same_scores():
+    manifest = json.loads(shipped("manifest.json").read_text())
+    shipped_run, again = manifest["finetune"], manifest["again"]
+    assert shipped_run["seed"] != again["seed"]
+    assert set(shipped_run["accuracy"]) == set(FAMILIES)
+    for family, accuracy in shipped_run["accuracy"].items():
+        assert abs(accuracy - again["accuracy"][family]) <= 0.05, family
 
 
 @pytest.mark.parametrize("num_queries", [1, 8, 256, 768])
