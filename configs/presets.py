@@ -159,7 +159,12 @@ def embedded(stage: str) -> dict:
         ),
         "optim": optim,
         "query_schedule": query_schedule,
-        **_run(log_every=10, eval_every=200, questions=512, save_every=100),
+        **_run(
+            log_every=10,
+            eval_every=50 if stage == "adapt" else 200,
+            questions=512,
+            save_every=100,
+        ),
     }
 
 

@@ -13,6 +13,7 @@ folder (default `runs/<config.name>`); the last lines say where.
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -129,12 +130,20 @@ def train(config: ConfigDict, workdir: Path) -> Path:
         ) as log:
             # Loop. Metrics are fetched one step late: the device never waits for them.
             pending = None
-            clock, logged = Throughput(), start
+            clock, timed, compiled = Throughput(), 0, set()
             batches = _batches(
                 parts, source, schedule, total_steps, restored and restored.data, start
             )
             for step, num_queries, batch, place, heldout in batches:
-                state, metrics = train_step(state, frozen, split_batch(batch, mesh))
+                shapes = tuple(leaf.shape for leaf in jax.tree.leaves(batch))
+                first = shapes not in compiled
+                # A step that compiles is waited for, and counts for no speed.
+                with clock.paused() if first else nullcontext():
+                    state, metrics = train_step(state, frozen, split_batch(batch, mesh))
+                    if first:
+                        jax.block_until_ready(metrics)
+                timed += 0 if first else config.data.batch_size
+                compiled.add(shapes)
                 if pending is not None:
                     _log_step(log, *pending, clock)
                     pending = None
@@ -142,9 +151,7 @@ def train(config: ConfigDict, workdir: Path) -> Path:
                     update = (step - 1) // optim.accumulation
                     metrics["learning_rate"] = rate(update)
                     metrics["num_queries"] = np.asarray(num_queries)
-                    # The last interval may be shorter than log.every.
-                    samples = (step - logged) * config.data.batch_size
-                    pending, logged = (step, metrics, samples), step
+                    pending, timed = (step, metrics, timed), 0
                 last = step == total_steps
                 evaluate_now = step % config.eval.every == 0 or last
                 save_now = step % config.checkpoint.every == 0 or last
@@ -230,7 +237,8 @@ def _log_step(
     log: MetricsLog, step: int, metrics: dict, samples: int, clock: Throughput
 ) -> None:
     metrics = {name: np.asarray(v) for name, v in jax.device_get(metrics).items()}
-    log.write(step, **metrics, samples_per_s=clock.update(samples))
+    speed = clock.update(samples)
+    log.write(step, **metrics, **({"samples_per_s": speed} if samples else {}))
 
 
 def _count(tree: dict) -> int:
