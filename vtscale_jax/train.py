@@ -10,6 +10,7 @@ The same command continues a run that was interrupted. Results are files in the 
 folder (default `runs/<config.name>`); the last lines say where.
 """
 
+import shlex
 import sys
 import time
 from collections.abc import Iterator
@@ -85,6 +86,7 @@ def train(config: ConfigDict, workdir: Path) -> Path:
 
     folder.claim(config.to_dict())
     manifest = {
+        "command": shlex.join(["python", *sys.orig_argv[1:]]),
         "code": code_version(),
         "versions": versions(),
         "device": {

@@ -75,11 +75,7 @@ def _run(folder: Path) -> dict[str, Any]:
     run = RunFolder(folder)
     config, made = run.read("config.json"), run.read("manifest.json")
     row = {
-        "command": (
-            "python -m vtscale_jax.train --config "
-            f"configs/m{config['num_queries']}.py:stage={config['stage']} "
-            f"--config.seed={config['seed']}"
-        ),
+        "command": made["command"],
         "seed": config["seed"],
         "seconds": round(made["duration_s"], 1),
         "device": made["device"],
