@@ -28,6 +28,7 @@ def with_queries(num_queries: int) -> Callable[[str], ConfigDict]:
                 "name": "",
                 "preset": preset,
                 "stage": stage,
+                "made_for": (preset, stage),
                 "inputs": inputs,
                 "num_queries": num_queries,
                 "num_followup_queries": config_dict.placeholder(int),

@@ -48,6 +48,8 @@ def _data(
         "heldout_path": "",
         "image_root": "",
         "max_local_views": 9,
+        # Room in the batch shapes for texts longer than the longest of those probed.
+        "headroom": 1.25,
         "subset": 0.1 if stage == "adapt" else 1.0,
         **more,
     }
@@ -72,7 +74,7 @@ def _optim(**values) -> dict:
 
 def _run(log_every: int, eval_every: int, questions: int, save_every: int) -> dict:
     """How often to log, evaluate and save, in steps; `questions` per family in the
-    final evaluation, a quarter of them while training."""
+    final evaluation, a sixteenth of them while training."""
     return {
         "log": {"every": log_every},
         "eval": {

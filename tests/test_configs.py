@@ -5,9 +5,11 @@ a change of the model is meant, rewrite it with `UPDATE_GOLDEN=1 pytest
 tests/test_configs.py` and read the difference.
 """
 
+import dataclasses
 import importlib
 import math
 import os
+import re
 
 import pytest
 
@@ -28,7 +30,7 @@ def shapes(num_queries: int, preset: str, stage: str):
     config = load(num_queries, f"{preset},stage={stage}")
     model = settings.model_config(config, "float32")
     table = get_stage(stage)
-    return paths.partition(parameter_shapes(table, model), table.trains)
+    return paths.partition(parameter_shapes(table.model, model), table.trains)
 
 
 def count(tree: dict) -> int:
@@ -121,7 +123,45 @@ def test_unknown_arguments_and_keys_are_errors():
 
 def test_schedule_errors_name_the_field():
     config = load(256, "stage=finetune")
-    assert settings.query_schedule(config)[-1][1] == 256
+    optim = settings.optim_config(config, 1000)
+    assert settings.query_schedule(config, optim)[-1][1] == 256
+    # The curriculum counts updates, the loop batches.
+    twice = dataclasses.replace(optim, accumulation=2)
+    phases = zip(
+        settings.query_schedule(config, optim),
+        settings.query_schedule(config, twice),
+        strict=True,
+    )
+    assert all(b == (2 * a[0], a[1]) for a, b in phases)
+    with pytest.raises(ValueError, match=r"before M = 256 is reached: raise optim.st"):
+        settings.query_schedule(config, dataclasses.replace(optim, steps=2000))
     config.query_schedule = ((0, 64), (10, 16), (20, 256))
-    with pytest.raises(ValueError, match="query_schedule"):
-        settings.query_schedule(config)
+    with pytest.raises(ValueError, match=r"query_schedule is .* start at step 0"):
+        settings.query_schedule(config, optim)
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+@pytest.mark.parametrize("stage", ["align", "finetune", "adapt"])
+def test_presets_pass_their_own_check(preset, stage):
+    config = load(64, f"{preset},stage={stage}")
+    settings.check(config)
+    settings.query_schedule(config, settings.optim_config(config, 100_000))
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("stage", "align", "--config configs/m64.py:embedded,stage=align"),
+        ("preset", "paper", "--config configs/m64.py:paper,stage=adapt"),
+        ("eval.every", 0, "eval.every is 0, expected at least 1"),
+        ("log.every", 0, "log.every is 0"),
+        ("checkpoint.every", -1, "checkpoint.every is -1"),
+        ("optim.accumulation", 0, "optim.accumulation is 0"),
+        ("data.batch_size", 0, "data.batch_size is 0"),
+    ],
+)
+def test_bad_settings_are_found_before_anything_runs(field, value, message):
+    config = load(64)
+    config.update_from_flattened_dict({field: value})
+    with pytest.raises(ValueError, match=re.escape(message)):
+        settings.check(config)

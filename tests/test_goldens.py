@@ -15,6 +15,7 @@ from golden_folders import put_together
 from safetensors.numpy import load_file, save_file
 
 from vtscale_jax import paths
+from vtscale_jax.stages import parameter_shapes
 from vtscale_jax.types import Kind
 from vtscale_jax.vlm import VLM
 from vtscale_jax.weights import __main__ as command
@@ -323,7 +324,7 @@ def test_another_folder_with_other_sizes_passes(tmp_path):
     rng = np.random.default_rng(0)
     arrays = other_arrays(rng)
     config = authors.vlm_config(other_config(), 25)
-    shapes = authors.parameter_shapes(config, VLM)
+    shapes = parameter_shapes(VLM, config)
     params = jax.tree.map(
         lambda leaf: rng.normal(size=leaf.shape, scale=0.3).astype(np.float32), shapes
     )

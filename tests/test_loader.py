@@ -52,6 +52,8 @@ def sample(number, image=True):
 class Samples:
     """A source of `size` records; counts nothing, remembers nothing."""
 
+    fingerprint = "samples"
+
     def __init__(self, size, broken=None):
         self.size, self.broken = size, broken
 
@@ -65,6 +67,9 @@ class Samples:
         if index == self.broken:
             record = record._replace(image="no/such/file.png")
         return record
+
+    def longest(self, number):
+        return list(range(self.size))[-number:]
 
 
 def stream(**changes):
@@ -169,7 +174,7 @@ def test_boxes_move_to_the_padded_square_in_training_only():
         (
             sample(3)._replace(turns=(Turn("page ?", "1 " * 16),)),
             ALIGN,
-            r"'sample-3': answer 0 has 16 tokens.*max_answer_length is 16",
+            r"'sample-3': answer 0 has 16 tokens.*the text tower has 16 positions",
         ),
         (sample(3)._replace(turns=(Turn("", "1"),)), ADAPT, r"'sample-3': question 0"),
         (sample(3)._replace(turns=()), ADAPT, r"'sample-3' has no turns"),
@@ -318,12 +323,16 @@ def test_the_smallest_bucket_that_fits_is_taken():
         (
             "fusion_length",
             (32,),
-            r"batch.fusion_length allows \(32,\), but sample 'sam",
+            r"hold \(32,\) fusion_length, but sample 'sam",
         ),
-        ("llm_length", (16, 24), r"'sample-5' needs 41: add a size of at least 41"),
-        ("loss_positions", (), r"batch.loss_positions allows no size"),
-        ("query_slots", (3,), r"'sample-5' needs 7.*batch.query_slots"),
-        ("crops", (4,), r"batch.crops.*2 samples need 5 together, sample 'sample-5'"),
+        (
+            "llm_length",
+            (16, 24),
+            r"'sample-5' needs 41: start it again with a larger --config.data.headroom",
+        ),
+        ("loss_positions", (), r"hold no loss_positions"),
+        ("query_slots", (3,), r"query_slots, but sample 'sample-5' needs 7"),
+        ("crops", (4,), r"crops, but 2 samples need 5 together, sample 'sample-5'"),
     ],
 )
 def test_samples_that_do_not_fit(axis, sizes, message):
@@ -349,7 +358,9 @@ def test_shapes_are_bounded_and_printed():
     line = SPEC.describe("adapt")
     assert "S 24|48" in line and line.endswith("at most 16 shapes")
     assert "L " not in line and "L 8" in SPEC.describe("align")
-    with pytest.raises(ValueError, match=r"batch.crops is \(4, 2\), expected positive"):
+    with pytest.raises(
+        ValueError, match=r"BatchSpec.crops is \(4, 2\), expected positive"
+    ):
         replace(SPEC, crops=(4, 2))
 
 
@@ -484,7 +495,7 @@ def test_hosts_share_one_global_batch(encoding, shard_count):
 
 
 def test_wrong_shards():
-    with pytest.raises(ValueError, match=r"shard_index 3 of shard_count 3 with batch"):
+    with pytest.raises(ValueError, match=r"shard_index 3 of shard_count 3 with data"):
         stream(shard_index=3, shard_count=3)
     with pytest.raises(ValueError, match="the count divides"):
         stream(shard_index=0, shard_count=3)

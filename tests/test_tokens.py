@@ -250,9 +250,7 @@ def test_sample_without_image(bpe, clip, llama):
 
 def test_answers_keep_eos_when_truncated(bpe, clip):
     record = _record(bpe["messages"])
-    with pytest.raises(
-        ValueError, match=r"sample-7.*answer 0 has 6.*max_answer_length"
-    ):
+    with pytest.raises(ValueError, match=r"sample-7.*answer 0 has 6.*text.max_length"):
         answer_sequences(record, clip, max_length=5)
     rows = answer_sequences(record, clip, max_length=5, truncate=True)
     assert [len(row.ids) for row in rows] == [5, 5, 5]

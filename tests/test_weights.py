@@ -11,6 +11,7 @@ from golden_folders import stage2_weights
 from safetensors.numpy import load_file, save_file
 
 from vtscale_jax import paths
+from vtscale_jax.stages import parameter_shapes
 from vtscale_jax.vision import VisionTower
 from vtscale_jax.vlm import VLM, AlignModel
 from vtscale_jax.weights import authors, names
@@ -47,7 +48,7 @@ def sources(golden_dir):
         ),
     }
     return {
-        kind: (layout, tensors, authors.parameter_shapes(config, model))
+        kind: (layout, tensors, parameter_shapes(model, config))
         for kind, (layout, tensors, config, model) in rows.items()
     }
 
@@ -95,7 +96,7 @@ def test_queries_are_the_rows_from_the_first_query_id_on(golden_dir, sources, fi
     layout, tensors, _ = sources["align"]
     clip = config_of(golden_dir, "G3_clip")["clip_config"]
     config = authors.align_config(clip, first)
-    tree = read(layout, tensors, authors.parameter_shapes(config, AlignModel))
+    tree = read(layout, tensors, parameter_shapes(AlignModel, config))
     table = tensors["imgque_model.embed_tokens.weight"]
     assert np.array_equal(tree["fusion"]["embed"], table[:first])
     # Rows of the table that no token uses are kept; without queries there is no leaf.
@@ -206,7 +207,7 @@ def test_tied_embeddings_may_be_there_twice_if_equal(golden_dir, sources):
     layout, tensors, _ = sources["vlm"]
     config = config_of(golden_dir, "G4_vlm")["config"]
     config["llm_config"]["tie_word_embeddings"] = True
-    targets = authors.parameter_shapes(authors.vlm_config(config, 52), VLM)
+    targets = parameter_shapes(VLM, authors.vlm_config(config, 52))
     assert "head" not in targets["llm"]
     head, table = (
         "llm_backbone.lm_head.weight",
@@ -255,7 +256,7 @@ def full_size_configs():
 def test_full_size_names_and_shapes_are_the_authors(golden_dir, kind, model):
     listed = json.loads((golden_dir / "full_size_tensors.json").read_text())
     config = full_size_configs()[kind]
-    targets = authors.parameter_shapes(config, model)
+    targets = parameter_shapes(model, config)
     theirs = {
         name.replace("{i}", str(i)): tuple(shape)
         for name, (layers, *shape) in listed[kind].items()

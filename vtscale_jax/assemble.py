@@ -23,7 +23,7 @@ from vtscale_jax.vision import VisionConfig
 # Held-out pages of the evaluation, of its quick version while training, and of the
 # loss are drawn with seeds of their own.
 HELDOUT_SEEDS = {"loss": 1, "quick": 2, "final": 3}
-PROBED = 96  # samples that the buckets are fitted to
+PROBED = 96  # records of each source that the buckets are fitted to
 
 
 def load_tokenizer(field: str, value: str) -> PreTrainedTokenizerBase:
@@ -41,14 +41,14 @@ def load_tokenizer(field: str, value: str) -> PreTrainedTokenizerBase:
         ) from error
 
 
-def open_source(config: ConfigDict, split: str, *, seed: int | None = None) -> Source:
-    """The records of the run: split "train" or "heldout"."""
+def open_source(config: ConfigDict, split: str) -> Source:
+    """The records of the run: split "train", or "heldout" for the loss."""
     data = config.data
     if data.name == "digit_pages":
         return DigitPages(
             split,
             num_pages=data.num_records,
-            seed=config.seed if seed is None else seed,
+            seed=config.seed if split == "train" else HELDOUT_SEEDS["loss"],
             config=PageConfig(**data.page),
             families=tuple(data.families),
             questions_per_page=data.questions_per_page,
@@ -92,6 +92,12 @@ def blanked(records: Sequence[Record], config: ConfigDict) -> list[Record]:
     return [record._replace(image=image) for record in records]
 
 
+def _probed(source: Source) -> list[Record]:
+    """The first records, and those that are longest."""
+    first = range(min(PROBED, len(source)))
+    return [source[i] for i in sorted({*first, *source.longest(PROBED)})]
+
+
 @dataclasses.dataclass(frozen=True)
 class Parts:
     """Everything about a run's data that does not change with the step."""
@@ -108,21 +114,32 @@ class Parts:
         return QueryLayout(num_queries, followup, self.first_query_id)
 
     def buckets(
-        self, source: Source, encoding: Encoding, num_queries: int, batch_size: int
+        self,
+        probe: Sequence[Record],
+        encoding: Encoding,
+        num_queries: int,
+        batch_size: int,
     ) -> BatchSpec:
-        """Batch shapes fitted to the first records of `source`."""
-        layout = self.layout(num_queries)
-        probe = [
-            encode(source[i], encoding, layout) for i in range(min(PROBED, len(source)))
-        ]
+        """Batch shapes fitted to the records `probe`."""
+        data, layout = self.config.data, self.layout(num_queries)
+        # Pages all have the same views; other images need not show their most here.
+        pages = data.name == "digit_pages"
         return fit_buckets(
-            probe, batch_size=batch_size, tokens_per_crop=self.tokens_per_crop
+            [encode(record, encoding, layout) for record in probe],
+            batch_size=batch_size,
+            tokens_per_crop=self.tokens_per_crop,
+            headroom=data.headroom,
+            most_crops=None if pages else 1 + data.max_local_views,
+            longest_answer=encoding.max_answer_length,
         )
 
-    def training_shapes(self, source: Source, num_queries: int) -> BatchSpec:
-        """Shapes of the training batches with M = `num_queries`."""
+    def training_shapes(
+        self, train: Source, heldout: Source, num_queries: int
+    ) -> BatchSpec:
+        """Shapes of the training and held-out batches with M = `num_queries`."""
         size = self.config.data.batch_size
-        return self.buckets(source, self.encoding, num_queries, size)
+        probe = [*_probed(train), *_probed(heldout)]
+        return self.buckets(probe, self.encoding, num_queries, size)
 
     def stream(
         self, source: Source, spec: BatchSpec, num_queries: int, start_step: int
@@ -135,16 +152,15 @@ class Parts:
             spec,
             layout=self.layout(num_queries),
             seed=seed,
-            subset=None if data.subset == 1 else (seed, data.subset),
+            subset=(seed, data.subset),
             start_step=start_step,
             num_threads=data.num_threads,
         )
 
     def heldout_batches(
-        self, spec: BatchSpec, num_queries: int, number: int
+        self, source: Source, spec: BatchSpec, num_queries: int, number: int
     ) -> list[Batch]:
-        """The first held-out records in `number` batches of the training shapes."""
-        source = open_source(self.config, "heldout", seed=HELDOUT_SEEDS["loss"])
+        """The first records of `source` in `number` batches of the training shapes."""
         number = min(number, len(source) // spec.batch_size)
         if number == 0:
             raise ValueError(
@@ -180,14 +196,26 @@ def assemble(config: ConfigDict, vision: VisionConfig) -> Parts:
         max_answer_length=config.model.text.max_length,
         require_image=config.data.require_image,
     )
-    # Query ids begin after the text ids, which the tokenizer must not exceed.
+    for tower, field, tokenizer in (
+        ("fusion", "fusion_tokenizer", fusion_tokenizer),
+        ("text", "fusion_tokenizer", fusion_tokenizer),
+        ("llm", "tokenizer", llm_tokenizer),
+    ):
+        rows = config.model[tower].vocab_size
+        if len(tokenizer) > rows:
+            raise ValueError(
+                f"model.{tower}.vocab_size is {rows}, but the tokenizer of "
+                f"weights.{field} has {len(tokenizer)} tokens: set "
+                f"model.{tower}.vocab_size to at least that, or give the tokenizer "
+                "that belongs to the weights"
+            )
+        if tokenizer.eos_token_id is None:
+            raise ValueError(
+                f"the tokenizer of weights.{field} has no end-of-sequence token, which "
+                "ends every answer: set eos_token in its tokenizer_config.json"
+            )
+    # Query ids begin after the text ids.
     first_query_id = config.model.fusion.vocab_size
-    if len(fusion_tokenizer) > first_query_id:
-        raise ValueError(
-            f"model.fusion.vocab_size is {first_query_id}, but the tokenizer of "
-            f"weights.fusion_tokenizer has {len(fusion_tokenizer)} tokens: set "
-            "model.fusion.vocab_size (and text.vocab_size) to at least that"
-        )
     parts = Parts(
         config, llm_tokenizer, encoding, first_query_id, vision.tokens_per_crop
     )

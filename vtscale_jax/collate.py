@@ -82,8 +82,8 @@ class BatchSpec:
             sizes = value if isinstance(value, tuple) else (value,)
             if any(size < 1 for size in sizes) or list(sizes) != sorted(set(sizes)):
                 raise ValueError(
-                    f"batch.{field.name} is {value}, expected positive sizes in rising "
-                    "order without repetition."
+                    f"BatchSpec.{field.name} is {value}, expected positive sizes in "
+                    "rising order without repetition."
                 )
 
     def num_shapes(self, stage: str) -> int:
@@ -127,7 +127,7 @@ def collate(
     """
     if not 0 < first_row + len(samples) <= spec.batch_size or not samples:
         raise ValueError(
-            f"got {len(samples)} samples from row {first_row}, but batch.batch_size is "
+            f"got {len(samples)} samples from row {first_row}, but data.batch_size is "
             f"{spec.batch_size}: collate at most that many."
         )
     sizes = _chosen_sizes(samples, spec)
@@ -148,12 +148,16 @@ def fit_buckets(
     devices: int = 1,
     headroom: float = 1.25,
     multiple: int = 16,
+    most_crops: int | None = None,
+    longest_answer: int | None = None,
 ) -> BatchSpec:
     """A `BatchSpec` from a handful of encoded samples: few sizes, little padding.
 
     The largest size holds the longest probed sample with `headroom` for text that is
-    longer; crops, query slots and answers per sample have none, so probe samples with
-    the most. Crops, fusion length and LLM length also get a smaller size when half of
+    longer; query slots and answers per sample have none, so probe samples with the
+    most turns. `most_crops` is how many views a sample can have where the probe may not
+    show it, `longest_answer` the most tokens that the text tower has positions for.
+    Crops, fusion length and LLM length also get a smaller size when half of
     the batches can do with at most 0.8 of the largest. (The longest of n independent
     samples is below the quantile q^(1/n) of one sample with probability q.)
     Text lengths are rounded up to `multiple`; crops and answers, which lie spread over
@@ -165,18 +169,24 @@ def fit_buckets(
     needs = [_needs(sample, tokens_per_crop) for sample in probe]
     columns = {axis: np.array([need[axis] for need in needs]) for axis in needs[0]}
     vision = np.array([len(sample.crops) * tokens_per_crop for sample in probe])
+    crops = max(int(columns["crops"].max()), most_crops or 0)
     half = 0.5 ** (1 / rows)
     chosen: dict[str, tuple[int, ...]] = {}
     for axis, values in columns.items():
         if axis in PACKED_AXES:
-            largest = _rounded(rows * int(values.max()), devices)
+            most = crops if axis == "crops" else int(values.max())
+            largest = _rounded(rows * most, devices)
             smaller = _rounded(rows * float(values.mean()), devices)
         elif axis == "query_slots":
             largest = smaller = values.max()
         else:
             fixed = vision if axis == "fusion_length" else np.zeros_like(vision)
             text = math.ceil(headroom * (values - fixed).max())
-            largest = _rounded(int(fixed.max()) + text, multiple)
+            if axis == "fusion_length":
+                text += crops * tokens_per_crop
+            largest = _rounded(text, multiple)
+            if axis == "answer_length" and longest_answer is not None:
+                largest = min(largest, longest_answer)
             longest = float(np.quantile(values, half, method="higher"))
             smaller = _rounded(longest, multiple)
         split = axis in ("crops", "fusion_length", "llm_length")
@@ -228,8 +238,9 @@ def _chosen_sizes(samples: Sequence[Encoded], spec: BatchSpec) -> dict[str, int]
             if axis in PACKED_AXES:
                 who = f"{len(samples)} samples need {needed} together, {who}"
             raise ValueError(
-                f"batch.{axis} allows {allowed or 'no size'}, but {who}: add a size of "
-                f"at least {needed} to batch.{axis}, or shorten or drop the sample."
+                f"batches of this run hold {allowed or 'no'} {axis}, but {who}: start "
+                "it again with a larger --config.data.headroom (shapes are fitted to "
+                "the longest records probed), or shorten or drop the sample."
             )
     return sizes
 

@@ -3,6 +3,7 @@
 Only Digit Pages have families and exact answers; other data get the held-out loss.
 """
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +18,13 @@ from vtscale_jax.parallel.mesh import split_batch
 from vtscale_jax.run_folder import RunFolder
 from vtscale_jax.types import Record
 from vtscale_jax.vlm import ModelConfig
+from vtscale_jax.weights.starting import shipped
 
-SHOWN_PER_FAMILY = 4
+SHOWN_PAGES = 6
 QUICK_SHARE = 1 / 16
 NOTES = (
     "read: right only if every digit of the page is there, in order",
-    "describe: right only if all nine cells are",
+    "describe: right only if every cell is",
 )
 
 
@@ -63,7 +65,7 @@ class Evaluator:
         answerer = self.answerer(config.num_queries)
         said = answerer.answer(params, records, title="evaluation")
         blank = answerer.answer(params, blanked(records, config), title="blank pages")
-        rows = sample_rows(records, said, blank, config.eval.max_new_tokens)
+        rows = sample_rows(records, said, blank)
         _save_pages(records, rows, folder.path, number)
         folder.write_lines("samples.jsonl", rows)
         folder.write(
@@ -72,7 +74,7 @@ class Evaluator:
                 "step": step,
                 "num_queries": config.num_queries,
                 "families": family_scores(records, said, blank),
-                "notes": list(NOTES),
+                "notes": [*NOTES, *_bounds(config)],
             },
         )
 
@@ -94,13 +96,26 @@ class Evaluator:
         return self._answerers[num_queries]
 
 
+def _bounds(config: ConfigDict) -> list[str]:
+    """What the frozen LLM itself makes of a page that is written out in words."""
+    if config.weights.llm != "embedded":
+        return []
+    manifest = json.loads(shipped("manifest.json").read_text())
+    return [
+        f"{family}: told the page in words, the language model has {share:.1%}"
+        for family, share in manifest["llm"]["heldout_accuracy"].items()
+    ]
+
+
 def _save_pages(
     records: list[Record], rows: list[dict[str, Any]], folder: Path, number: int
 ) -> None:
-    """PNG files of the first pages of each family, referred to by their rows."""
+    """PNG files of the first pages, referred to by the rows of every family."""
     (folder / "samples").mkdir(exist_ok=True)
-    for i in range(len(records)):
-        if i % number < SHOWN_PER_FAMILY:
-            name = f"samples/{records[i].id}.png"
-            Image.fromarray(np.asarray(records[i].image)).save(folder / name)
+    for i, record in enumerate(records):
+        if i % number < SHOWN_PAGES:
+            # All families are asked about the same pages.
+            page = record.id.removeprefix(f"{record.turns[-1].family}-")
+            name = f"samples/{page}.png"
+            Image.fromarray(np.asarray(record.image)).save(folder / name)
             rows[i]["image"] = name

@@ -54,7 +54,13 @@ class FusionDecoder(nn.Module):
     def setup(self):
         c, b = self.config, self.config.blocks
         normal = nn.initializers.normal(b.init_std)
-        self.embed_table = self.param("embed", normal, (c.vocab_size, b.width))
+
+        def table(key: Array) -> Float[Array, "V D"]:
+            rows = normal(key, (c.vocab_size, b.width))
+            # As torch's padding_idx: the frozen row is zero, and stays so.
+            return rows if c.frozen_id is None else rows.at[c.frozen_id].set(0.0)
+
+        self.embed_table = self.param("embed", table)
         if c.num_query_rows:
             self.queries = self.param("queries", normal, (c.num_query_rows, b.width))
         self.blocks = stack_blocks(DecoderBlock, b, "blocks")

@@ -40,6 +40,15 @@ class Source(Protocol):
 
     def __getitem__(self, index: int, /) -> Record: ...
 
+    @property
+    def fingerprint(self) -> str:
+        """Changes when any record does."""
+        ...
+
+    def longest(self, number: int) -> list[int]:
+        """Indices that show, with the first `number`, how long records get."""
+        ...
+
 
 @dataclass(frozen=True)
 class Encoding:
@@ -197,7 +206,7 @@ class Stream:
         if spec.batch_size % shard_count or not 0 <= shard_index < shard_count:
             raise ValueError(
                 f"shard_index {shard_index} of shard_count {shard_count} with "
-                f"batch.batch_size {spec.batch_size}: expected an index below the "
+                f"data.batch_size {spec.batch_size}: expected an index below the "
                 "count, and a batch size that the count divides."
             )
         self._source = source
@@ -209,7 +218,7 @@ class Stream:
         self._read = grain.ReadOptions(
             num_threads=num_threads, prefetch_buffer_size=prefetch if num_threads else 0
         )
-        kept = _kept(len(source), subset)
+        kept = kept_records(len(source), subset)
         order = grain.MapDataset.source(kept)
         if seed is not None:
             order = order.shuffle(seed)
@@ -219,8 +228,8 @@ class Stream:
         if self.num_steps == 0:
             raise ValueError(
                 f"{len(kept)} records over {epochs} epochs give no batch of "
-                f"{spec.batch_size}: lower batch.batch_size, or raise epochs or the "
-                "fraction of subset."
+                f"{spec.batch_size}: lower data.batch_size, or raise data.subset, the "
+                "number of records or the epochs."
             )
         self._identity = {
             "seed": seed,
@@ -271,7 +280,7 @@ class Stream:
         if not 0 <= step <= self.num_steps:
             raise ValueError(
                 f"step is {step}, expected 0 to {self.num_steps}, the number of steps "
-                "of this stream: raise epochs, or start earlier."
+                "of this stream: give more epochs or records, or start earlier."
             )
         return step
 
@@ -328,11 +337,12 @@ class StreamIterator:
         self._batches.close()
 
 
-def _kept(number: int, subset: tuple[int, float] | None) -> range | list[int]:
-    """Indices of the records that are used, in the source's order."""
+def kept_records(number: int, subset: tuple[int, float] | None) -> range | list[int]:
+    """Indices of the records that are used, in the source's order: all of `number`, or
+    with `subset` = (seed, fraction) a random part."""
     if number == 0:
         raise ValueError("the source has no records, expected at least one.")
-    if subset is None:
+    if subset is None or subset[1] == 1:
         return range(number)
     seed, fraction = subset
     if not 0 < fraction <= 1:

@@ -41,9 +41,10 @@ def check_loss(step: int, loss: float | int | np.number) -> None:
     """Raises `NonFiniteLoss`, naming the step, unless the loss is a finite number."""
     if not math.isfinite(loss):
         raise NonFiniteLoss(
-            f"loss is {float(loss)} at step {step}, expected a finite number. Resume "
-            f"from a checkpoint before step {step} with a lower learning rate or a "
-            "longer warm-up, and look at grad_norm in metrics.jsonl just before it."
+            f"loss is {float(loss)} at step {step}, expected a finite number. Look at "
+            "grad_norm in metrics.jsonl just before it, and start anew in another "
+            "--workdir with a lower --config.optim.learning_rate or a longer "
+            "--config.optim.warmup."
         )
 
 

@@ -15,6 +15,7 @@ the last of several images. Both change what is asked without a word, so a list 
 `content` or as `image` is an error here, and the remedy is in its text.
 """
 
+import hashlib
 import json
 import os
 from collections import Counter
@@ -80,7 +81,7 @@ class JSONLSource:
     `min_chars` to `max_chars` characters over all messages (both included; the system
     prompt does not count), and an image where `require_image` is set. `rejected` counts
     the rows that did not pass by reason; a row that is not a valid record is a
-    RecordError, as it is for the authors.
+    RecordError, as it is for the authors. `fingerprint` is the SHA-256 of all rows.
 
     A record's id is its "id", or "<file name>:<line>". The file is opened anew for each
     record and nothing is shared, so the source may be pickled to worker processes and
@@ -107,17 +108,26 @@ class JSONLSource:
         self.min_chars = min_chars
         self.max_chars = max_chars
         self.rejected: Counter[str] = Counter()
-        offsets, numbers = [], []
+        offsets, numbers, sizes = [], [], []
+        digest = hashlib.sha256()
         for number, offset, line in _lines(self.path):
-            reason = self._reason_to_reject(line, number)
+            digest.update(line)
+            record_id = f"{self.path.name}:{number}"
+            fields = _fields(_decoded(line, f"{self.path}:{number}"), record_id)
+            messages = _messages(fields["messages"], record_id)
+            chars = sum(len(message["content"]) for message in messages)
+            reason = self._reason_to_reject(fields, messages, chars, record_id)
             if reason:
                 self.rejected[reason] += 1
             else:
                 offsets.append(offset)
                 numbers.append(number)
+                sizes.append((len(messages), chars))
         self._offsets = np.asarray(offsets, np.int64)
         self._numbers = np.asarray(numbers, np.int64)
+        self._sizes = np.asarray(sizes, np.int64).reshape(-1, 2)
         self._state = _file_state(self.path)
+        self.fingerprint = digest.hexdigest()
 
     def __len__(self) -> int:
         return len(self._offsets)
@@ -145,14 +155,21 @@ class JSONLSource:
             f" rejected={dict(self.rejected)})"
         )
 
-    def _reason_to_reject(self, line: bytes, number: int) -> str | None:
-        record_id = f"{self.path.name}:{number}"
-        raw = _decoded(line, f"{self.path}:{number}")
-        fields = _fields(raw, record_id)
-        messages = _messages(fields["messages"], record_id)
+    def longest(self, number: int) -> list[int]:
+        """Indices of the `number` records with the most messages, and of the `number`
+        with the most characters: what the shapes of batches must hold."""
+        order = np.argsort(self._sizes, axis=0, kind="stable")[-number:]
+        return sorted(set(order.ravel().tolist()))
+
+    def _reason_to_reject(
+        self,
+        fields: dict[str, Any],
+        messages: list[dict[str, Any]],
+        chars: int,
+        record_id: str,
+    ) -> str | None:
         if len(messages) < 2:
             return "fewer than 2 messages"
-        chars = sum(len(message["content"]) for message in messages)
         if chars < self.min_chars:
             return f"fewer than {self.min_chars} characters"
         if chars > self.max_chars:

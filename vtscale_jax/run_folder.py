@@ -3,13 +3,15 @@
 runs/m256-embedded/
     config.json      resolved config          manifest.json   versions, hashes, time
     metrics.jsonl    tensorboard/             checkpoints/    weights.safetensors
-    evaluation.json  samples.jsonl  samples/  *.png *.svg     report.html
+    evaluation.json  samples.jsonl  samples/  plots/          report.html
 """
 
+import contextlib
+import fcntl
 import json
 import platform
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -21,7 +23,11 @@ PACKAGES = (
 
 # Fields that may change between two launches of one run: they alter what is written
 # and when, never the parameters.
-PRESENTATION = ("name", "log", "eval", "checkpoint", "data.num_threads")
+PRESENTATION = (
+    *("name", "log", "eval", "checkpoint"),
+    *("data.num_threads", "data.headroom"),
+)
+LOCK = ".lock"
 
 
 class RunFolderError(ValueError):
@@ -34,21 +40,41 @@ class RunFolder:
     def __init__(self, path: str | Path):
         self.path = Path(path)
 
-    def claim(self, config: Mapping[str, Any]) -> None:
-        """Makes the folder this config's, or raises as `check` does and writes nothing.
+    @contextlib.contextmanager
+    def claimed(self, config: Mapping[str, Any]) -> Iterator[None]:
+        """The folder is this config's, and this process's while the context lasts.
 
-        Fields that only present the run take their new values.
+        Raises as `check` does, or RunFolderError when another process is in it, and
+        writes nothing then. Fields that only present the run take their new values.
         """
         self.check(config)
-        self.write("config.json", config)
+        self.path.mkdir(parents=True, exist_ok=True)
+        with (self.path / LOCK).open("a") as lock:  # given up however the process ends
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                raise RunFolderError(
+                    f"--workdir {self.path} is in use by another process: wait for its "
+                    "end, or choose another --workdir."
+                ) from error
+            self.write("config.json", config)
+            yield
 
     def check(self, config: Mapping[str, Any]) -> None:
         """Writes nothing; RunFolderError, naming the fields that differ, when the
         folder belongs to another config, or holds something that is no run."""
         file = self.path / "config.json"
+        if self.path.exists() and not self.path.is_dir():
+            raise RunFolderError(
+                f"--workdir {self.path} is a file, expected a folder; nothing was "
+                "written."
+            )
         config = json.loads(json.dumps(config))  # tuples become lists, as in the file
         if not file.exists():
-            if self.path.exists() and any(self.path.iterdir()):
+            # What a kill may have left of our own first file is no one else's work.
+            ours = {".config.json.partial", LOCK}
+            found = {path.name for path in self.path.glob("*")}
+            if found - ours:
                 raise RunFolderError(
                     f"--workdir {self.path} is not empty and has no config.json: it is "
                     "not a run folder. Choose a new or empty folder; nothing was "
@@ -97,6 +123,27 @@ class RunFolder:
         lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in rows]
         temporary.write_text("".join(lines), encoding="utf-8")
         temporary.replace(self.path / name)
+
+    def check_inputs(self, inputs: Mapping[str, Any]) -> None:
+        """RunFolderError when the run was started with other `inputs` (hashes of its
+        starting weights and data, dtypes): it would go on as a different run."""
+        if not (self.path / "manifest.json").exists():
+            return
+        theirs = _flat(self.read("manifest.json").get("inputs", {}))
+        ours = _flat(json.loads(json.dumps(inputs)))
+        differ = sorted(
+            name for name in theirs.keys() | ours if theirs.get(name) != ours.get(name)
+        )
+        if differ:
+            listed = "\n  ".join(
+                f"{name}: {theirs.get(name)} when it was started, {ours.get(name)} now"
+                for name in differ
+            )
+            raise RunFolderError(
+                f"--workdir {self.path}: the run cannot go on, as what it was started "
+                f"from has changed:\n  {listed}\nBring that back, or start anew in "
+                "another --workdir; nothing was written over."
+            )
 
     def finished(self) -> bool:
         """Whether the run has come to its end."""

@@ -92,10 +92,13 @@ def optim_config(config: ConfigDict, num_records: int) -> OptimConfig:
     return OptimConfig(**values)
 
 
-def query_schedule(config: ConfigDict) -> tuple[tuple[int, int], ...]:
-    """(first step, M) of each phase: M throughout, or the config's curriculum.
+def query_schedule(
+    config: ConfigDict, optim: OptimConfig
+) -> tuple[tuple[int, int], ...]:
+    """(first batch, M) of each phase: M throughout, or the config's curriculum, which
+    counts optimizer updates as `optim.steps` does.
 
-    A curriculum must start at step 0, rise in both, and end at M.
+    A curriculum must start at step 0, rise in both, end at M, and reach it.
     """
     schedule = tuple((int(first), int(m)) for first, m in config.query_schedule)
     if not schedule:
@@ -107,7 +110,46 @@ def query_schedule(config: ConfigDict) -> tuple[tuple[int, int], ...]:
             f"query_schedule is {schedule}, expected (first step, queries) pairs that "
             f"start at step 0, rise, and end at num_queries = {config.num_queries}"
         )
-    return schedule
+    if steps[-1] >= optim.steps:
+        raise ValueError(
+            f"query_schedule is {schedule}, but training ends at step {optim.steps}, "
+            f"before M = {config.num_queries} is reached: raise optim.steps above "
+            f"{steps[-1]}, or start the last phase earlier"
+        )
+    return tuple((first * optim.accumulation, m) for first, m in schedule)
+
+
+def check(config: ConfigDict) -> None:
+    """ValueError, naming the field, for a setting that no part checks by itself."""
+    made_for = tuple(config.made_for)
+    if made_for != (config.preset, config.stage):
+        raise ValueError(
+            f"preset and stage are {config.preset!r} and {config.stage!r}, but the "
+            f"other fields were set for {made_for}: name them with the config file, "
+            f"--config configs/m{config.num_queries}.py:{config.preset},"
+            f"stage={config.stage}"
+        )
+    least = {
+        "log.every": 1,
+        "eval.every": 1,
+        "checkpoint.every": 1,
+        "checkpoint.keep": 1,
+        "eval.questions": 0,
+        "eval.batch_size": 1,
+        "eval.max_new_tokens": 1,
+        "data.batch_size": 1,
+        "data.headroom": 1,
+        "optim.accumulation": 1,
+        "num_queries": 1,
+    }
+    for field, smallest in least.items():
+        part, _, name = field.rpartition(".")
+        value = (config[part] if part else config)[name]
+        if value < smallest:
+            raise ValueError(
+                f"{field} is {value}, expected at least {smallest} "
+                f"(--config.{field}=...)"
+            )
 
 
 def _tower(kind: type, part: ConfigDict, dtype: str, model: ConfigDict, **more: Any):

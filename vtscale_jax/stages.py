@@ -8,7 +8,7 @@ Every parameter path must be covered by a table's rules; one that is not is an e
 """
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -16,8 +16,10 @@ import jax
 import numpy as np
 from jaxtyping import Array, Float
 
+from vtscale_jax import paths
 from vtscale_jax.losses import AlignTerms, align_loss, answer_loss
 from vtscale_jax.types import AnswerInput, Batch, FusionInput, LLMInput
+from vtscale_jax.vision import VisionConfig
 from vtscale_jax.vlm import VLM, AlignModel, AlignOutput, ModelConfig
 
 
@@ -116,21 +118,35 @@ def get_stage(name: str) -> Stage:
     return STAGES[name]
 
 
-def init_params(stage: Stage, config: ModelConfig, seed: int) -> dict:
-    """Fresh parameters of the stage's model."""
-    init = jax.jit(stage.model(config).init)
-    return init(jax.random.key(seed), smallest_batch(config))["params"]
+def init_params(
+    stage: Stage, config: ModelConfig, seed: int, wanted: Collection[str] | None = None
+) -> dict:
+    """Fresh parameters of the stage's model. With `wanted` paths these only: the others
+    are never made, so that a large frozen model needs no room twice."""
+    model, batch = stage.model(config), smallest_batch(config.vision)
+
+    def init(key, batch: Batch) -> dict:
+        flat = paths.flatten(model.init(key, batch)["params"])
+        kept = flat if wanted is None else wanted
+        return paths.unflatten({path: flat[path] for path in kept})
+
+    return jax.jit(init)(jax.random.key(seed), batch)
 
 
-def parameter_shapes(stage: Stage, config: ModelConfig) -> dict:
-    """Shapes and dtypes of the stage's parameters, at any size, in no memory."""
-    init = stage.model(config).init
-    return jax.eval_shape(init, jax.random.key(0), smallest_batch(config))["params"]
+def parameter_shapes(
+    model: Callable[[Any], nn.Module], config: ModelConfig | VisionConfig
+) -> dict:
+    """Shapes and dtypes of the parameters of a `VLM`, an `AlignModel` or a
+    `VisionTower`, at any size, in no memory."""
+    alone = isinstance(config, VisionConfig)
+    batch = smallest_batch(config if alone else config.vision)
+    inputs = batch.fusion.crops if alone else batch
+    return jax.eval_shape(model(config).init, jax.random.key(0), inputs)["params"]
 
 
-def smallest_batch(config: ModelConfig) -> Batch:
+def smallest_batch(vision: VisionConfig) -> Batch:
     """One crop, one query, one answer: enough to trace either model."""
-    side, tokens = config.vision.image_size, config.vision.tokens_per_crop
+    side, tokens = vision.image_size, vision.tokens_per_crop
     index = np.zeros(1, np.int32)
     row = np.zeros((1, 1), np.int32)
     fusion_row = np.zeros((1, tokens + 1), np.int32)

@@ -174,9 +174,9 @@ def answer_sequences(
         if room < 1 or (len(words) > room and not truncate):
             raise ValueError(
                 f"sample {record.id!r}: answer {number} has {len(words)} tokens and "
-                f"{len(slots) + 1} for slots and ⟨eos⟩, but max_answer_length is "
-                f"{max_length}. Raise it together with the text tower's position "
-                "table, shorten the answer, or set truncate_answers=True."
+                f"{len(slots) + 1} for slots and ⟨eos⟩, but the text tower has "
+                f"{max_length} positions (model.text.max_length). Shorten the answer, "
+                "or use a text tower with a longer position table."
             )
         tail = [(slots, Kind.QED), ([_eos_id(tokenizer)], Kind.EOS)]
         rows.append(_join([(words[:room], Kind.ANS), *tail]))

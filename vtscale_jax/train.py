@@ -10,13 +10,14 @@ The same command continues a run that was interrupted. Results are files in the 
 folder (default `runs/<config.name>`); the last lines say where.
 """
 
+import dataclasses
 import shlex
 import sys
 import time
 from collections.abc import Iterator
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -27,14 +28,14 @@ from ml_collections import ConfigDict, config_flags
 from vtscale_jax import paths, settings
 from vtscale_jax.assemble import Parts, assemble, open_source
 from vtscale_jax.evaluate import Evaluator
-from vtscale_jax.loader import Source, StreamIterator
-from vtscale_jax.metrics import MetricsLog, Throughput
+from vtscale_jax.loader import Source, Stream, StreamIterator, kept_records
+from vtscale_jax.metrics import MetricsLog, Throughput, check_loss
 from vtscale_jax.optim import learning_rate, make_optimizer
 from vtscale_jax.parallel.host import keep_freed_memory, peak_memory_bytes
 from vtscale_jax.parallel.mesh import make_mesh, replicate, split_batch
 from vtscale_jax.report.page import write_report
 from vtscale_jax.run_folder import RunFolder, code_version, versions
-from vtscale_jax.stages import get_stage, init_params
+from vtscale_jax.stages import get_stage
 from vtscale_jax.step import TrainState, initial_state, make_steps
 from vtscale_jax.types import Batch
 from vtscale_jax.weights import checkpoints, starting
@@ -63,20 +64,22 @@ def train(config: ConfigDict, workdir: Path) -> Path:
         return workdir / "report.html"
 
     # Config: everything derived from it, before anything is written.
+    settings.check(config)
     dtypes = settings.resolve_dtypes(config, jax.default_backend())
     stage = get_stage(config.stage)
     model_config = settings.model_config(config, dtypes.compute)
     parts = assemble(config, model_config.vision)
-    source = open_source(config, "train")
-    optim = settings.optim_config(config, round(config.data.subset * len(source)))
-    schedule = settings.query_schedule(config)
+    source, heldout = open_source(config, "train"), open_source(config, "heldout")
+    used = len(kept_records(len(source), (config.seed, config.data.subset)))
+    optim = settings.optim_config(config, used)
+    schedule = settings.query_schedule(config, optim)
     total_steps = optim.steps * optim.accumulation
     mesh = make_mesh(config.data.batch_size)
+    phases = _phases(parts, source, heldout, schedule, total_steps)
 
-    # Weights: fresh shapes first, then each group from the source its stage names.
-    fresh = init_params(stage, model_config, config.seed)
+    # Weights: each group from the source its stage names.
     params, provenance = starting.starting_params(
-        stage, config.weights.to_dict(), jax.device_get(fresh), config.seed
+        stage, model_config, config.weights.to_dict(), config.seed
     )
     trainable, frozen = paths.partition(params, stage.trains)
     frozen = jax.tree.map(lambda leaf: leaf.astype(dtypes.llm_params), frozen)
@@ -84,29 +87,22 @@ def train(config: ConfigDict, workdir: Path) -> Path:
     frozen = replicate(frozen, mesh)
     state = replicate(initial_state(trainable, optimizer), mesh)
 
-    folder.claim(config.to_dict())
+    inputs = {
+        "weights": {name: found.sha256 for name, found in provenance.items()},
+        "data": {"train": source.fingerprint, "heldout": heldout.fingerprint},
+        "dtypes": dataclasses.asdict(dtypes),
+    }
+    folder.check_inputs(inputs)
     manifest = {
         "command": shlex.join(["python", *sys.orig_argv[1:]]),
         "code": code_version(),
         "versions": versions(),
-        "device": {
-            "kind": jax.devices()[0].device_kind,
-            "platform": jax.default_backend(),
-            "count": jax.device_count(),
-        },
+        "device": _device(),
+        "inputs": inputs,
         "weights": {name: found._asdict() for name, found in provenance.items()},
-        "parameters": {
-            "trainable": _count(trainable),
-            "frozen": _count(frozen),
-        },
+        "parameters": {"trainable": _count(trainable), "frozen": _count(frozen)},
         "finished": False,
     }
-    folder.write("manifest.json", manifest)
-    print(
-        f"{config.name}: stage {stage.name}, M = {config.num_queries}, "
-        f"{_count(trainable):,} trainable and {_count(frozen):,} frozen parameters, "
-        f"{total_steps:,} steps in {workdir}"
-    )
 
     # Compile: both steps, once for each of the few batch shapes.
     train_step, eval_step = make_steps(stage, model_config, optimizer)
@@ -114,9 +110,18 @@ def train(config: ConfigDict, workdir: Path) -> Path:
     eval_step = jax.jit(eval_step)
     rate = learning_rate(optim)
 
-    with checkpoints.Checkpoints(
-        workdir / "checkpoints", keep=config.checkpoint.keep
-    ) as saved:
+    with (
+        folder.claimed(config.to_dict()),
+        checkpoints.Checkpoints(
+            workdir / "checkpoints", keep=config.checkpoint.keep
+        ) as saved,
+    ):
+        folder.write("manifest.json", manifest)
+        print(
+            f"{config.name}: stage {stage.name}, M = {config.num_queries}, "
+            f"{_count(trainable):,} trainable and {_count(frozen):,} frozen "
+            f"parameters, {total_steps:,} steps in {workdir}"
+        )
         restored = saved.restore_latest(state)
         elapsed, start = 0.0, 0
         if restored is not None:
@@ -133,10 +138,8 @@ def train(config: ConfigDict, workdir: Path) -> Path:
             # Loop. Metrics are fetched one step late: the device never waits for them.
             pending = None
             clock, timed, compiled = Throughput(), 0, set()
-            batches = _batches(
-                parts, source, schedule, total_steps, restored and restored.data, start
-            )
-            for step, num_queries, batch, place, heldout in batches:
+            batches = _batches(phases, restored)
+            for step, phase, batch, place in batches:
                 shapes = tuple(leaf.shape for leaf in jax.tree.leaves(batch))
                 first = shapes not in compiled
                 # A step that compiles is waited for, and counts for no speed.
@@ -152,7 +155,7 @@ def train(config: ConfigDict, workdir: Path) -> Path:
                 if step % config.log.every == 0 or step == total_steps:
                     update = (step - 1) // optim.accumulation
                     metrics["learning_rate"] = rate(update)
-                    metrics["num_queries"] = np.asarray(num_queries)
+                    metrics["num_queries"] = np.asarray(phase.num_queries)
                     pending, timed = (step, metrics, timed), 0
                 last = step == total_steps
                 evaluate_now = step % config.eval.every == 0 or last
@@ -163,67 +166,86 @@ def train(config: ConfigDict, workdir: Path) -> Path:
                     _log_step(log, *pending, clock)
                     pending = None
                 with clock.paused():
-                    loss = None
-                    if evaluate_now:
-                        scores = _heldout_scores(
-                            eval_step, state, frozen, heldout, mesh
+                    scores = _heldout_scores(
+                        eval_step, state, frozen, phase.heldout, mesh
+                    )
+                    # Of the parameters that would be saved, not of those before them.
+                    check_loss(step, scores["loss"])
+                    if evaluate_now and not last:
+                        scores |= evaluator.quick(
+                            paths.merge(state.params, frozen), phase.num_queries
                         )
-                        loss = scores["loss"]
-                        if not last:
-                            scores |= evaluator.quick(
-                                paths.merge(state.params, frozen), num_queries
-                            )
-                        log.write(step, split="heldout", **scores)
+                    log.write(step, split="heldout", **scores)
                     if save_now:
                         seconds = elapsed + time.monotonic() - started
                         saved.save(
                             state,
                             {"stream": place, "elapsed_s": seconds},
-                            heldout_loss=loss,
+                            heldout_loss=scores["loss"],
                         )
         saved.wait()
 
-    # Results: weights, scores, samples, report.
-    paths.save(jax.device_get(state.params), workdir / starting.RUN_WEIGHTS)
-    evaluator.final(paths.merge(state.params, frozen), total_steps, folder)
-    manifest |= {
-        "finished": True,
-        "duration_s": elapsed + time.monotonic() - started,
-        "peak_memory_bytes": peak_memory_bytes(),
-        "params_sha256": paths.content_hash(jax.device_get(state.params)),
-    }
-    folder.write("manifest.json", manifest)
-    return write_report(workdir)
+        # Results: weights, scores, samples, report.
+        paths.save(jax.device_get(state.params), workdir / starting.RUN_WEIGHTS)
+        evaluator.final(paths.merge(state.params, frozen), total_steps, folder)
+        manifest |= {
+            "duration_s": elapsed + time.monotonic() - started,
+            "peak_memory_bytes": peak_memory_bytes(),
+            "params_sha256": paths.content_hash(jax.device_get(state.params)),
+        }
+        # The report shows the manifest; a run is finished once both stand.
+        folder.write("manifest.json", manifest)
+        report = write_report(workdir)
+        folder.write("manifest.json", manifest | {"finished": True})
+        return report
+
+
+class _Phase(NamedTuple):
+    """Batches up to step `end` with M = `num_queries`, and held-out ones like them."""
+
+    num_queries: int
+    end: int
+    stream: Stream
+    heldout: list[Batch]
+
+
+def _phases(
+    parts: Parts,
+    train: Source,
+    heldout: Source,
+    schedule: tuple[tuple[int, int], ...],
+    total_steps: int,
+) -> list[_Phase]:
+    """The phases of the curriculum; what is wrong with the data shows here."""
+    ends = [first for first, _ in schedule[1:]] + [total_steps]
+    phases = []
+    for (first, num_queries), end in zip(schedule, ends, strict=True):
+        spec = parts.training_shapes(train, heldout, num_queries)
+        stream = parts.stream(train, spec, num_queries, first)
+        batches = parts.heldout_batches(heldout, spec, num_queries, HELDOUT_BATCHES)
+        phases.append(_Phase(num_queries, end, stream, batches))
+    return phases
 
 
 def _batches(
-    parts: Parts,
-    source: Source,
-    schedule: tuple[tuple[int, int], ...],
-    total_steps: int,
-    saved: dict[str, Any] | None,
-    start: int,
-) -> Iterator[tuple[int, int, Batch, dict[str, Any], list[Batch]]]:
-    """(step after this batch, M, batch, the data's place after it, held-out batches of
-    the same shapes), phase by phase."""
-    ends = [first for first, _ in schedule[1:]] + [total_steps]
-    for (_, num_queries), end in zip(schedule, ends, strict=True):
-        end = min(end, total_steps)
-        if start >= end:
+    phases: list[_Phase], restored: checkpoints.Restored | None
+) -> Iterator[tuple[int, _Phase, Batch, dict[str, Any]]]:
+    """(step after this batch, its phase, batch, the data's place after it)."""
+    for phase in phases:
+        if restored is not None and restored.step >= phase.end:
             continue
-        spec = parts.training_shapes(source, num_queries)
-        stream = parts.stream(source, spec, num_queries, start)
-        heldout = parts.heldout_batches(spec, num_queries, HELDOUT_BATCHES)
-        print(f"M = {num_queries} until step {end:,}: {stream.describe()}")
-        batches: StreamIterator = iter(stream)
-        if saved is not None:
-            batches.restore(saved["stream"])
-            saved = None
-        while batches.step < end:
+        batches: StreamIterator = iter(phase.stream)
+        if restored is not None:
+            batches.restore(restored.data["stream"])
+            restored = None
+        print(
+            f"M = {phase.num_queries} until step {phase.end:,}: "
+            f"{phase.stream.describe()}"
+        )
+        while batches.step < phase.end:
             batch = next(batches)
-            yield batches.step, num_queries, batch, batches.state(), heldout
+            yield batches.step, phase, batch, batches.state()
         batches.close()
-        start = end
 
 
 def _heldout_scores(
@@ -241,6 +263,14 @@ def _log_step(
     metrics = {name: np.asarray(v) for name, v in jax.device_get(metrics).items()}
     speed = clock.update(samples)
     log.write(step, **metrics, **({"samples_per_s": speed} if samples else {}))
+
+
+def _device() -> dict[str, Any]:
+    return {
+        "kind": jax.devices()[0].device_kind,
+        "platform": jax.default_backend(),
+        "count": jax.device_count(),
+    }
 
 
 def _count(tree: dict) -> int:
@@ -267,16 +297,25 @@ def main(argv: list[str]) -> None:
 
 
 def _next_step(config: ConfigDict, workdir: Path) -> str:
-    command = "Next:    python -m vtscale_jax.train --config configs/"
+    """The command that most would run next, in a run folder of its own."""
+
+    def command(num_queries: int, stage: str, init_from: str, name: str = "") -> str:
+        words = [config.preset]
+        words += [f"stage={stage}"] if stage != "adapt" else []
+        words += [f"inputs={config.inputs}"] if config.inputs != "vqq" else []
+        file = f"configs/m{num_queries}.py:{','.join(words)}"
+        line = f"Next:    python -m vtscale_jax.train --config {file}"
+        if init_from != "embedded":
+            line += f" --config.weights.init_from={init_from}"
+        return line + (f" --config.name={name}" if name else "")
+
     if config.stage == "align":
-        return (
-            f"{command}m{config.num_queries}.py:{config.preset},stage=finetune "
-            f"--config.weights.init_from={workdir}"
-        )
+        return command(config.num_queries, "finetune", str(workdir))
     if config.stage == "finetune":
-        return f"{command}m16.py:{config.preset} --config.weights.init_from={workdir}"
+        return command(16, "adapt", str(workdir), f"m16-of-{workdir.name}")
     other = 16 if config.num_queries != 16 else 64
-    return f"{command}m{other}.py:{config.preset}   (the same with M = {other})"
+    own = config.name.replace(f"m{config.num_queries}-", f"m{other}-", 1)
+    return command(other, "adapt", config.weights.init_from, own)
 
 
 if __name__ == "__main__":

@@ -395,5 +395,5 @@ def _check_pixels(
     if max_pixels is not None and width * height > max_pixels:
         raise ImageError(
             f"{where}: got {width} x {height} = {width * height} pixels; expected at"
-            f" most {max_pixels}. Shrink the image, or raise max_pixels."
+            f" most {max_pixels}. Shrink the image."
         )

@@ -1,6 +1,7 @@
 """Commands of the built-in data; `python -m vtscale_jax.embedded --help`."""
 
 import argparse
+import inspect
 import runpy
 import sys
 from collections.abc import Sequence
@@ -14,7 +15,7 @@ from vtscale_jax.embedded.digit_pages import SPLITS, DigitPages, PageConfig
 from vtscale_jax.embedded.pretrain import pretrain
 from vtscale_jax.embedded.questions import FAMILIES
 from vtscale_jax.embedded.sheet import draw_sheet
-from vtscale_jax.embedded.ship import SHIP_COMMANDS, WEIGHTS, ship
+from vtscale_jax.embedded.ship import COMMANDS, WEIGHTS, make, ship
 from vtscale_jax.parallel.host import keep_freed_memory
 
 EXAMPLE = """\
@@ -114,13 +115,26 @@ def run_pretrain(args: argparse.Namespace) -> None:
     print(f"Weights: {file}")
 
 
+def add_make(commands: argparse._SubParsersAction) -> None:
+    """Adds `make`: all of the shipped weights again."""
+    listed = "\n".join(f"  python -m {command}" for command in COMMANDS)
+    parser = commands.add_parser(
+        "make",
+        help="make all of the shipped weights again, from nothing (hours)",
+        description=inspect.getdoc(make),
+        epilog=f"the commands:\n\n{listed}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.set_defaults(run=lambda args: make())
+
+
 def add_ship(commands: argparse._SubParsersAction) -> None:
     """Adds `ship`: trained tiny weights into the package."""
     parser = commands.add_parser(
         "ship",
         help="put trained weights into the package",
-        description=ship.__doc__,
-        epilog=SHIP_COMMANDS,
+        description=inspect.getdoc(ship),
+        epilog="`python -m vtscale_jax.embedded make --help` lists what comes before.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     for name, default in (
@@ -128,19 +142,20 @@ def add_ship(commands: argparse._SubParsersAction) -> None:
         ("llm", "runs/pretrain-llm"),
         ("align", "runs/m256-embedded-align"),
         ("base", "runs/m256-embedded-finetune"),
+        ("again_align", "runs/again-align"),
+        ("again", "runs/again"),
     ):
         parser.add_argument(
             f"--{name}", type=Path, default=Path(default), help=f"default {default}"
         )
-    parser.add_argument(
-        "--again", type=Path, help="finetune run of another seed: its scores are kept"
-    )
     parser.set_defaults(run=run_ship)
 
 
 def run_ship(args: argparse.Namespace) -> None:
     """Runs `ship`."""
-    manifest = ship(args.clip, args.llm, args.align, args.base, args.again)
+    manifest = ship(
+        args.clip, args.llm, args.align, args.base, args.again_align, args.again
+    )
     print(f"wrote {WEIGHTS}: {', '.join(manifest['files'])}")
 
 
@@ -155,6 +170,7 @@ def build_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
     add_sheet(commands)
     add_pretrain(commands)
+    add_make(commands)
     add_ship(commands)
     return parser
 
@@ -164,7 +180,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     args = build_parser().parse_args(arguments)
     try:
         args.run(args)
-    except ValueError as error:
+    except (ValueError, RuntimeError) as error:
         sys.exit(f"error: {error}")
 
 

@@ -315,6 +315,16 @@ class DigitPages:
             f"questions_per_page={self.questions_per_page})"
         )
 
+    @property
+    def fingerprint(self) -> str:
+        """Names the records: they follow from the arguments and this package's code."""
+        return repr(self)
+
+    def longest(self, number: int) -> list[int]:
+        """None apart: a page is as likely to be long as any other."""
+        del number
+        return []
+
     def _generator(self, index: int, part: int) -> np.random.Generator:
         key = [self.seed, SPLITS.index(self.split), index, part]
         return np.random.default_rng(np.random.SeedSequence(key))

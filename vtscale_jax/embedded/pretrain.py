@@ -129,13 +129,8 @@ def _pretrain_llm(config: ModelConfig, recipe, folder: Path, seed: int):
 
     params = pretrain_llm.initial_params(config.llm, seed)
     params = fit(loss, params, pretrain_llm.batches(seed + 1), recipe, folder)
-    evaluate = jax.jit(loss)
-    rows = [
-        evaluate(params, batch)[1]
-        for batch in itertools.islice(pretrain_llm.batches(seed + 1_000_003), 16)
-    ]
-    accuracy = float(np.mean([row["token_accuracy"] for row in rows]))
-    return {"llm": params}, {"heldout_token_accuracy": accuracy}
+    accuracy = pretrain_llm.family_accuracy(model, params, seed + 1_000_003)
+    return {"llm": params}, {"heldout_accuracy": accuracy}
 
 
 def _pretrain_clip(config: ModelConfig, recipe, folder: Path, seed: int, views: int):

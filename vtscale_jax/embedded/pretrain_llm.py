@@ -119,6 +119,39 @@ def _pad(rows: list, length: int, pad_id: int) -> TextBatch:
     return TextBatch(ids, kinds, weights)
 
 
+def family_accuracy(
+    model: LLM, params: dict, seed: int, number: int = 1024
+) -> dict[str, float]:
+    """Share of answers with every token right, end included, by family.
+
+    Of `number` records of the last phase those that are written out count (styles grid
+    and facts); most of the answers there are not hinted at.
+    """
+    vocabulary = build_tokenizer().get_vocab()
+    pages = TextPages(number, seed, max_words=PHASES[-1].max_words)
+    records = [pages[i] for i in range(number) if pages[i].style != "hint"]
+    rows = [encode(record, vocabulary) for record in records]
+    longest = max(len(row[0]) for row in rows)
+
+    @jax.jit
+    def choose(params: dict, batch: TextBatch) -> Int[Array, "B S-1"]:
+        return jnp.argmax(_logits(model, params, batch), axis=-1)
+
+    right: dict[str, list[bool]] = {}
+    for start in range(0, len(rows), 32):
+        part = rows[start : start + 32]
+        filled = part + [part[-1]] * (32 - len(part))
+        batch = _pad(filled, longest, vocabulary["</s>"])
+        hits = np.asarray(choose(params, batch)) == batch.ids[:, 1:]
+        for record, row, hit in zip(records[start:], part, hits, strict=False):
+            ends = [i for i, kind in enumerate(row[1]) if kind == Kind.EOS]
+            for turn, end in zip(record.turns, ends, strict=True):
+                first = end - len(turn.answer.split())
+                ok = bool(hit[first - 1 : end].all())
+                right.setdefault(turn.family, []).append(ok)
+    return {family: float(np.mean(ok)) for family, ok in sorted(right.items())}
+
+
 class TextScores(NamedTuple):
     """Mean loss per answer, and the share of answer tokens that would be chosen."""
 
@@ -130,16 +163,21 @@ def text_loss(model: LLM, params: dict, batch: TextBatch) -> TextScores:
     """Cross-entropy of answers and their ends, given everything before them; every
     answer weighs the same."""
 
-    def run(llm: LLM) -> Float[Array, "B S W"]:
-        hidden = llm(llm.embed(batch.ids), (batch.kinds & Kind.PAD) == 0).hidden
-        return llm.logits(hidden[:, :-1])
-
-    logits: Any = model.apply({"params": params}, method=run)
+    logits = _logits(model, params, batch)
     targets, weights = batch.ids[:, 1:], batch.weights[:, 1:]
     losses = optax.softmax_cross_entropy_with_integer_labels(logits, targets)
     loss = jnp.sum(losses * weights) / jnp.sum(weights)
     right = jnp.sum((jnp.argmax(logits, -1) == targets) & (weights > 0))
     return TextScores(loss, right / jnp.sum(weights > 0))
+
+
+def _logits(model: LLM, params: dict, batch: TextBatch) -> Float[Array, "B S-1 W"]:
+    def run(llm: LLM) -> Float[Array, "B S-1 W"]:
+        hidden = llm(llm.embed(batch.ids), (batch.kinds & Kind.PAD) == 0).hidden
+        return llm.logits(hidden[:, :-1])
+
+    logits: Any = model.apply({"params": params}, method=run)
+    return logits
 
 
 def initial_params(config: LLMConfig, seed: int) -> dict:

@@ -1,6 +1,9 @@
 """Puts trained tiny weights into the package, with a manifest of how they were made."""
 
 import json
+import re
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -9,45 +12,77 @@ from safetensors.numpy import load_file
 
 from vtscale_jax import paths
 from vtscale_jax.run_folder import RunFolder
+from vtscale_jax.stages import get_stage
 
-SHIP_COMMANDS = """\
-all of the shipped weights again, from nothing (hours on two cores):
-
-  python -m vtscale_jax.embedded pretrain clip
-  python -m vtscale_jax.embedded pretrain llm
-  python -m vtscale_jax.train --config configs/m256.py:stage=align \\
-      --config.weights.clip=runs/pretrain-clip
-  python -m vtscale_jax.train --config configs/m256.py:stage=finetune \\
-      --config.weights.llm=runs/pretrain-llm
-  python -m vtscale_jax.embedded ship
-
-with `--config.seed=1 --config.name=again-align` and so on for a second base, whose
-scores go into the manifest beside the shipped one's (`ship --again runs/again`).
-"""
+_TRAIN = "vtscale_jax.train --config configs/m256.py:stage="
+_CLIP = "--config.weights.clip=runs/pretrain-clip"
+_LLM = "--config.weights.llm=runs/pretrain-llm"
+# All of the shipped weights from nothing. The second base, from another seed, shows how
+# far scores depend on the seed; only its scores are kept.
+COMMANDS = (
+    "vtscale_jax.embedded pretrain clip",
+    "vtscale_jax.embedded pretrain llm",
+    f"{_TRAIN}align {_CLIP}",
+    f"{_TRAIN}finetune {_LLM}",
+    f"{_TRAIN}align {_CLIP} --config.seed=1 --config.name=again-align",
+    f"{_TRAIN}finetune {_LLM} --config.weights.init_from=runs/again-align "
+    "--config.seed=1 --config.name=again",
+    "vtscale_jax.embedded ship",
+)
 WEIGHTS = Path(__file__).parent / "weights"
 # Half precision keeps the package small; the rounding (2⁻¹¹ relative) is below what
-# training moves in a step. Hashes and scores are of the rounded weights.
+# training moves in a step. The hashes of files are of the rounded weights; the scores
+# and hashes of runs are theirs, before rounding.
 STORED = np.float16
 FILE = "weights.safetensors"
 
 
+def make() -> None:
+    """Runs COMMANDS one after the other in the current folder, a checkout of the
+    repository: about three hours on two cores. What is finished already is passed
+    over; RuntimeError when a command fails."""
+    for command in COMMANDS:
+        if command.startswith("vtscale_jax.embedded pretrain"):
+            done = Path(f"runs/pretrain-{command.split()[-1]}") / "pretrain.json"
+            if done.exists():
+                continue
+        print(f"\n$ python -m {command}", flush=True)
+        ended = subprocess.run([sys.executable, "-m", *command.split()], check=False)
+        if ended.returncode:
+            raise RuntimeError(
+                f"python -m {command} ended with status {ended.returncode}; the same "
+                "command goes on from there once the cause is mended"
+            )
+
+
 def ship(
-    clip: Path, llm: Path, align: Path, base: Path, again: Path | None = None
+    clip: Path, llm: Path, align: Path, base: Path, again_align: Path, again: Path
 ) -> dict[str, Any]:
     """Copies the tiny CLIP, the tiny LLM and the base model into the package.
 
-    Each argument is a folder: those of `pretrain`, the align run and the finetune run
-    (whose starting weights were, in turn, those of the one before). `again` is a
-    finetune run from another seed, of which only the scores are kept. Returns the
-    manifest, which is also written beside the weights.
+    Each argument is a folder: those of `pretrain`, the align run and the finetune run,
+    and those two again from another seed, of which only the scores are kept. Returns
+    the manifest, which is also written beside the weights.
+
+    ValueError if a run is not finished, or did not start from the weights of the one
+    before (of the CLIP also the shipped, rounded ones will do).
     """
     files = {"clip": clip / FILE, "llm": llm / FILE, "base": base / FILE}
-    for folder in filter(None, (align, base, again)):
+    for folder in (align, base, again_align, again):
         if not RunFolder(folder).finished():
             raise ValueError(
                 f"{folder} is no finished run; train it to its end first, with the "
                 "same command"
             )
+    for run, group, before in (
+        (align, "clip", clip),
+        (again_align, "clip", clip),
+        (base, "llm", llm),
+        (again, "llm", llm),
+        (base, "init_from", align),
+        (again, "init_from", again_align),
+    ):
+        _check_origin(run, group, before / FILE)
     WEIGHTS.mkdir(exist_ok=True)
     manifest: dict[str, Any] = {"stored_as": np.dtype(STORED).name, "files": {}}
     for name, file in files.items():
@@ -63,12 +98,36 @@ def ship(
         command = f"python -m vtscale_jax.embedded pretrain {name}"
         command += f" --seed {about['seed']}"
         manifest[name] = {"command": command, **about, "curve": _curve(folder)}
-    for name, folder in (("align", align), ("finetune", base)):
+    for name, folder in (
+        ("align", align),
+        ("finetune", base),
+        ("again_align", again_align),
+        ("again", again),
+    ):
         manifest[name] = _run(folder)
-    if again is not None:
-        manifest["again"] = _run(again)
     (WEIGHTS / "manifest.json").write_text(json.dumps(manifest, indent=1) + "\n")
     return manifest
+
+
+def _check_origin(run: Path, group: str, file: Path) -> None:
+    """ValueError unless the run's starting weights `group` are those of `file`."""
+    folder = RunFolder(run)
+    stage = get_stage(folder.read("config.json")["stage"])
+    tensors = load_file(file)
+    wanted = {
+        path: tensor
+        for path, tensor in tensors.items()
+        if any(re.fullmatch(rule, path) for rule, by in stage.sources if by == group)
+    }
+    rounded = {path: t.astype(STORED).astype(t.dtype) for path, t in wanted.items()}
+    started = folder.read("manifest.json")["weights"][group]["sha256"]
+    if started not in (
+        paths.content_hash(paths.unflatten(tree)) for tree in (wanted, rounded)
+    ):
+        raise ValueError(
+            f"{run} did not start from {file} (its manifest has another hash for "
+            f"weights.{group}): give the folders of one chain of runs"
+        )
 
 
 def _run(folder: Path) -> dict[str, Any]:

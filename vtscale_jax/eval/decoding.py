@@ -1,6 +1,7 @@
 """Greedy decoding of a batch of prompts: one prefill, then one step per token."""
 
 import functools
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -56,13 +57,21 @@ def greedy(
     return jax.lax.while_loop(unfinished, one_step, start)[-1]
 
 
-def texts(
+class Answer(NamedTuple):
+    """A text that the model made; `ended` is False when it was cut at the limit."""
+
+    text: str
+    ended: bool
+
+
+def answers(
     tokens: Int[np.ndarray, "B N"], tokenizer: PreTrainedTokenizerBase
-) -> list[str]:
+) -> list[Answer]:
     """Each row up to its first ⟨eos⟩, as text."""
     eos_id = tokenizer.eos_token_id
     rows = []
     for row in np.asarray(tokens).tolist():
-        end = row.index(eos_id) if eos_id in row else len(row)
-        rows.append(str(tokenizer.decode(row[:end])).strip())
+        ended = eos_id in row
+        end = row.index(eos_id) if ended else len(row)
+        rows.append(Answer(str(tokenizer.decode(row[:end])).strip(), ended))
     return rows

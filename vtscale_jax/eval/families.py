@@ -13,7 +13,7 @@ from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
 from vtscale_jax.collate import BatchSpec, collate
-from vtscale_jax.eval.decoding import greedy, texts
+from vtscale_jax.eval.decoding import Answer, answers, greedy
 from vtscale_jax.loader import Encoding, encode
 from vtscale_jax.metrics import wilson_interval
 from vtscale_jax.tokens import QueryLayout, as_prompt
@@ -34,12 +34,14 @@ class Answerer(NamedTuple):
 
     def answer(
         self, params: dict, records: Sequence[Record], *, title: str
-    ) -> list[str]:
+    ) -> list[Answer]:
         """The model's greedy answer to the last question of each record."""
         size = self.spec.batch_size
-        answers: list[str] = []
+        made: list[Answer] = []
         starts = range(0, len(records), size)
-        for start in tqdm(starts, desc=title, unit="batch", leave=False):
+        # A bar on a terminal only: redrawn in a log file it is one endless line.
+        bar = tqdm(starts, desc=title, unit="batch", leave=False, disable=None)
+        for start in bar:
             chunk = list(records[start : start + size])
             # The last batch is filled up with its last record: one shape, one program.
             filled = chunk + [chunk[-1]] * (size - len(chunk))
@@ -54,9 +56,8 @@ class Answerer(NamedTuple):
                 max_new_tokens=self.max_new_tokens,
                 eos_id=self.tokenizer.eos_token_id,
             )
-            made = texts(jax.device_get(tokens), self.tokenizer)
-            answers += made[: len(chunk)]
-        return answers
+            made += answers(jax.device_get(tokens), self.tokenizer)[: len(chunk)]
+        return made
 
 
 def is_correct(prediction: str, answer: str) -> bool:
@@ -66,19 +67,19 @@ def is_correct(prediction: str, answer: str) -> bool:
 
 def family_scores(
     records: Sequence[Record],
-    predictions: Sequence[str],
-    blank_predictions: Sequence[str] | None = None,
+    predictions: Sequence[Answer],
+    blank_predictions: Sequence[Answer] | None = None,
 ) -> dict[str, dict[str, int | float]]:
     """Per family: n, correct, accuracy with its 95 % Wilson interval, and the same for
     blank pages with the prefix `blank_`."""
     families = [record.turns[-1].family for record in records]
     rows: dict[str, dict[str, int | float]] = {name: {} for name in families}
-    answers = {"": predictions}
+    columns = {"": predictions}
     if blank_predictions is not None:
-        answers["blank_"] = blank_predictions
-    for prefix, said in answers.items():
+        columns["blank_"] = blank_predictions
+    for prefix, said in columns.items():
         right = [
-            is_correct(prediction, record.turns[-1].answer)
+            is_correct(prediction.text, record.turns[-1].answer)
             for record, prediction in zip(records, said, strict=True)
         ]
         for name, row in rows.items():
@@ -101,28 +102,26 @@ def _row(prefix: str, right: list[bool]) -> dict[str, int | float]:
 
 def sample_rows(
     records: Sequence[Record],
-    predictions: Sequence[str],
-    blank_predictions: Sequence[str],
-    max_new_tokens: int,
+    predictions: Sequence[Answer],
+    blank_predictions: Sequence[Answer],
 ) -> list[dict[str, Any]]:
-    """One row per question for `samples.jsonl`, flagged when the answer is empty or may
-    have been cut at `max_new_tokens`."""
+    """One row per question for `samples.jsonl`, flagged when the answer is empty or was
+    cut before its end."""
     rows = []
     for record, said, blank in zip(
         records, predictions, blank_predictions, strict=True
     ):
         turn = record.turns[-1]
-        flags = ["empty"] * (not said)
-        flags += ["truncated"] * (len(said.split()) >= max_new_tokens)
+        flags = ["empty"] * (not said.text) + ["truncated"] * (not said.ended)
         rows.append(
             {
                 "id": record.id,
                 "family": turn.family,
                 "question": turn.question,
                 "answer": turn.answer,
-                "prediction": said,
-                "correct": is_correct(said, turn.answer),
-                "blank_prediction": blank,
+                "prediction": said.text,
+                "correct": is_correct(said.text, turn.answer),
+                "blank_prediction": blank.text,
                 "flags": flags,
                 "image": None,
             }

@@ -71,7 +71,6 @@ def write_report(run_dir: str | Path) -> Path:
         missing=run.missing,
         evaluation=run.evaluation,
         rows=rows,
-        any_target=any(row.family.target is not None for row in rows),
         notes=notes,
         plots=plots,
         cards=tuple(sample_cards(run)),
@@ -91,8 +90,7 @@ def family_rows(
 ) -> tuple[tuple[FamilyRow, ...], tuple[str, ...]]:
     """Rows of the accuracy table, and the notes that belong to no family.
 
-    A note "read: text" is a remark on the family `read`. A family with a target that
-    its interval does not reach gets a remark of its own beside it.
+    A note "read: text" is a remark on the family `read`.
     """
     names = {family.name for family in evaluation.families}
     rows = []
@@ -104,11 +102,6 @@ def family_rows(
             if note.startswith(prefix)
         ]
         score, blank = family.score, family.blank
-        if family.target is not None and score.high < family.target:
-            remarks.insert(
-                0,
-                f"the interval does not reach the target of {100 * family.target:g} %",
-            )
         rows.append(
             FamilyRow(
                 family=family,

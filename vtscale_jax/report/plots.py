@@ -116,15 +116,6 @@ def draw_families(evaluation: Evaluation) -> Figure:
                 linewidth=0.8,
                 label="with a blank page",
             )
-        if family.target is not None:
-            ax.plot(
-                [i - 0.46, i + 0.46],
-                [family.target] * 2,
-                color=RED,
-                linestyle="--",
-                linewidth=1.4,
-                label="target",
-            )
     ax.set_xticks(range(len(families)), [family.name for family in families])
     ax.set_xlim(-0.6, len(families) - 0.4)
     ax.set_ylim(0, 1.12)
@@ -137,17 +128,8 @@ def draw_families(evaluation: Evaluation) -> Figure:
     )
     _finish(ax)
     ax.grid(visible=False, axis="x")
-    handles, labels = ax.get_legend_handles_labels()
-    # One entry for each kind of mark; the target, if any, comes last.
-    once = dict(sorted(zip(labels, handles, strict=True), key=_is_target))
-    figure.legend(
-        once.values(), once.keys(), loc="outside lower center", ncols=3, frameon=False
-    )
+    figure.legend(loc="outside lower center", ncols=2, frameon=False)
     return figure
-
-
-def _is_target(entry: tuple[str, Any]) -> bool:
-    return entry[0] == "target"
 
 
 def _draw_bar(ax: Axes, x: float, width: float, score: Score, **style: Any) -> None:
@@ -173,8 +155,6 @@ def _draw_bar(ax: Axes, x: float, width: float, score: Score, **style: Any) -> N
         va="bottom",
         fontsize=9,
         color=INK,
-        # A target line may run through here; the number must stay readable.
-        bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.9, "pad": 0.8},
     )
 
 

@@ -40,15 +40,11 @@ class Score(NamedTuple):
 
 
 class Family(NamedTuple):
-    """Scores of one family of questions: with the page, and with a blank page.
-
-    `target` is the accuracy that was aimed at, or None.
-    """
+    """Scores of one family of questions: with the page, and with a blank page."""
 
     name: str
     score: Score
     blank: Score | None
-    target: float | None
 
 
 class Evaluation(NamedTuple):
@@ -249,7 +245,6 @@ def _family(path: Path, name: str, row: object) -> Family:
         name=name,
         score=_score(fields, ""),
         blank=_score(fields, "blank_") if blank else None,
-        target=None if row.get("target") is None else fields.share("target"),
     )
 
 

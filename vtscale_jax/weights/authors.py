@@ -21,7 +21,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import flax.linen as nn
-import jax
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
@@ -29,8 +28,7 @@ from vtscale_jax.fusion import FusionConfig
 from vtscale_jax.layers import BlockConfig
 from vtscale_jax.llm import LLMConfig
 from vtscale_jax.text_tower import TextConfig
-from vtscale_jax.types import AnswerInput, Batch, FusionInput, LLMInput
-from vtscale_jax.vision import VisionConfig, VisionTower
+from vtscale_jax.vision import VisionConfig
 from vtscale_jax.vlm import ModelConfig
 from vtscale_jax.weights import names
 
@@ -225,30 +223,6 @@ def _encoder_blocks(d: Json) -> BlockConfig:
     )
 
 
-def parameter_shapes(
-    config: ModelConfig | VisionConfig, model: Callable[[Any], nn.Module]
-) -> dict[str, Any]:
-    """The parameter tree of a `VisionTower`, `AlignModel` or `VLM`, shapes only."""
-    vision = config if isinstance(config, VisionConfig) else config.vision
-    crops = np.zeros((1, vision.image_size, vision.image_size, 3), np.float32)
-    inputs: Any = crops
-    if model is not VisionTower:
-        inputs = _smallest_batch(crops, vision.tokens_per_crop)
-    variables = jax.eval_shape(model(config).init, jax.random.key(0), inputs)
-    return variables["params"]
-
-
-def _smallest_batch(crops: np.ndarray, tokens_per_crop: int) -> Batch:
-    """One crop, one slot, one answer: all that `init` needs to see."""
-    ints, flags = np.zeros((1, 1), np.int32), np.ones((1, 1), bool)
-    row = np.zeros((1, tokens_per_crop + 1), np.int32)
-    return Batch(
-        fusion=FusionInput(crops, ints[0], ints[0], row, row, ints),
-        llm=LLMInput(ints, ints, ints, ints, ints, flags),
-        answers=AnswerInput(ints, ints, ints[0], ints[0], ints[0], flags[0]),
-    )
-
-
 class TensorFiles(NamedTuple):
     """The safetensors files of a folder as one set of tensors, read one at a time."""
 
@@ -298,7 +272,7 @@ def read_params(
 ) -> dict[str, Any]:
     """Parameters of `model` from safetensors at `path`, strictly (`import_tree`)."""
     tensors = open_tensors(path)
-    targets = parameter_shapes(config, model)
+    targets = parameter_shapes(model, config)
     return names.import_tree(layout, tensors.shapes, tensors.read, targets)
 
 

@@ -19,6 +19,10 @@ from vtscale_jax.step import TrainState
 BEST_METRIC = "heldout_loss"
 
 
+def _loss(metrics: dict[str, float]) -> float:
+    return metrics[BEST_METRIC]
+
+
 class CheckpointError(ValueError):
     """No checkpoint of a run could be read."""
 
@@ -39,17 +43,17 @@ class Checkpoints:
         policy = preservation_policy.AnyPreservationPolicy(
             [
                 preservation_policy.LatestN(n=keep),
-                preservation_policy.BestN(
-                    get_metric_fn=lambda metrics: -metrics[BEST_METRIC],
-                    n=1,
-                    keep_checkpoints_without_metrics=False,
-                ),
+                preservation_policy.BestN(get_metric_fn=_loss, reverse=True, n=1),
             ]
         )
         self._manager = ocp.CheckpointManager(
             self._folder,
+            # Only with `best_fn` are the metrics written, to be known after a restart.
             options=ocp.CheckpointManagerOptions(
-                preservation_policy=policy, cleanup_tmp_directories=True
+                preservation_policy=policy,
+                best_fn=_loss,
+                best_mode="min",
+                cleanup_tmp_directories=True,
             ),
         )
 
@@ -64,14 +68,13 @@ class Checkpoints:
         state: TrainState,
         data: dict[str, Any],
         *,
-        heldout_loss: float | None = None,
+        heldout_loss: float,
     ) -> None:
         """Starts saving `state` and returns; a save that was under way is awaited.
 
-        `data` is the loader's state (JSON). A checkpoint competes for "best" when
-        `heldout_loss` is given.
+        `data` is the loader's state (JSON). The best checkpoint is the one with the
+        lowest `heldout_loss`.
         """
-        metrics = None if heldout_loss is None else {BEST_METRIC: float(heldout_loss)}
         # Of the optimizer's state too: a bit that flips in it would go unseen, and the
         # run would end elsewhere.
         about = {"state_sha256": paths.content_hash(jax.device_get(state))}
@@ -82,7 +85,7 @@ class Checkpoints:
                 data=ocp.args.JsonSave(data),
                 about=ocp.args.JsonSave(about),
             ),
-            metrics=metrics,
+            metrics={BEST_METRIC: float(heldout_loss)},
         )
 
     def steps(self) -> list[int]:
@@ -118,7 +121,7 @@ class Checkpoints:
             raise CheckpointError(
                 f"none of the checkpoints {steps} in {self._folder} can be read. "
                 "Restore them from a copy, or start the run in another --workdir; "
-                "nothing was written over."
+                "no checkpoint and no row of metrics was written over."
             )
         return None
 

@@ -9,13 +9,15 @@ from importlib import resources
 from pathlib import Path
 from typing import NamedTuple
 
+import jax
 import numpy as np
 from jaxtyping import Float
 from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
 from vtscale_jax import paths
-from vtscale_jax.stages import Stage
+from vtscale_jax.stages import Stage, init_params, parameter_shapes
+from vtscale_jax.vlm import ModelConfig
 
 RUN_WEIGHTS = "weights.safetensors"
 SHIPPED = {
@@ -81,31 +83,31 @@ def read(path: Path) -> dict[str, np.ndarray]:
 
 
 def starting_params(
-    stage: Stage, sources: Mapping[str, str], fresh: dict, seed: int
+    stage: Stage, config: ModelConfig, sources: Mapping[str, str], seed: int
 ) -> tuple[dict, dict[str, Provenance]]:
     """The stage's parameters, every path filled from the source its table names.
 
-    `sources` is `config.weights`; `fresh` are randomly initialised parameters, which
-    give the shapes and the values of "fresh" paths. All of a source's tensors that
-    belong to this stage must fit; WeightsError lists those that are missing or have
-    another shape, and nothing is loaded by halves. A file's other tensors (the text
-    tower after align) are left where they are.
+    `sources` is `config.weights`; "fresh" paths are initialised with `seed`. All of a
+    source's tensors that belong to this stage must fit; WeightsError lists those that
+    are missing or have another shape, and nothing is loaded by halves. A file's other
+    tensors (the text tower after align) are left where they are.
 
     `fusion/queries` may have another number of rows than the source: fewer take the
     first (outputs of the first queries do not depend on later ones), additional rows
     are drawn from the normal distribution with the old rows' mean and deviation, as
     the authors grow tables.
     """
-    target = paths.flatten(fresh)
+    target = paths.flatten(parameter_shapes(stage.model, config))
     wanted = {path: paths.match(path, stage.sources) for path in target}
     filled: dict[str, np.ndarray] = {}
     provenance: dict[str, Provenance] = {}
+    fresh: set[str] = set()
     problems: list[str] = []
     for field in dict.fromkeys(wanted.values()):
         names = [path for path in target if wanted[path] == field]
         value = "fresh" if field == "fresh" else sources[field]
         if value == "fresh":
-            filled |= {path: np.asarray(target[path]) for path in names}
+            fresh.update(names)
             continue
         file = locate(field, value)
         tensors = read(file)
@@ -133,7 +135,10 @@ def starting_params(
             "Use the config that the weights were trained with (sizes under "
             "config.model), or other weights."
         )
-    return paths.unflatten(filled), provenance
+    if fresh:
+        made = init_params(stage, config, seed, fresh)
+        filled |= paths.flatten(jax.device_get(made))
+    return paths.unflatten({path: filled[path] for path in target}), provenance
 
 
 def resize_queries(
