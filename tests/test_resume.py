@@ -2,6 +2,7 @@
 
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -72,6 +73,7 @@ def test_one_run_killed_again_and_again(whole, tmp_path, repo_dir):
     for after in (3, 9, 16):
         process = start(tmp_path / "run", repo_dir, cache)
         kill_at(process, tmp_path / "run", after, chance.uniform(0, 0.5))
+        assert process.returncode == -signal.SIGKILL
     assert not manifest(tmp_path / "run")["finished"]
     output = finish(tmp_path / "run", repo_dir, cache)
     assert "Continuing from step" in output
@@ -87,9 +89,14 @@ def test_ten_random_kills(whole, tmp_path, repo_dir, number):
     """Kill -9 at a random moment of the run, start-up and saving included."""
     reference, cache = whole
     chance = random.Random(100 + number)
-    process = start(tmp_path / "run", repo_dir, cache)
-    kill_at(process, tmp_path / "run", chance.randrange(STEPS), chance.uniform(0, 2))
-    finish(tmp_path / "run", repo_dir, cache)
+    run, killed = tmp_path / "run", False
+    while not killed:  # again, at another moment, if the run had ended before
+        shutil.rmtree(run, ignore_errors=True)
+        process = start(run, repo_dir, cache)
+        kill_at(process, run, chance.randrange(STEPS), chance.uniform(0, 2))
+        killed = process.returncode == -signal.SIGKILL
+    finish(run, repo_dir, cache)
+    assert manifest(run)["finished"] and (run / "report.html").exists()
     ours, theirs = manifest(tmp_path / "run"), manifest(reference)
     assert ours["params_sha256"] == theirs["params_sha256"]
 

@@ -6,10 +6,12 @@ import json
 import numpy as np
 import pytest
 from safetensors.numpy import load_file
+from transformers import AutoTokenizer
 
 from vtscale_jax import paths, settings
 from vtscale_jax.assemble import assemble, blanked, family_questions
 from vtscale_jax.embedded.questions import FAMILIES
+from vtscale_jax.embedded.vocabulary import build_tokenizer
 from vtscale_jax.eval.families import family_scores
 from vtscale_jax.evaluate import Evaluator
 from vtscale_jax.parallel.mesh import make_mesh
@@ -44,6 +46,13 @@ def test_the_files_are_those_of_the_manifest():
         assert isinstance(about["seed"], int)
 
 
+def test_the_tokenizer_beside_them_is_the_one_they_were_trained_with():
+    tokenizer = AutoTokenizer.from_pretrained(shipped("tokenizer.json").parent)
+    assert tokenizer.get_vocab() == build_tokenizer().get_vocab()
+    text = "<s> Is there any 5? </s>"
+    assert tokenizer.encode(text) == build_tokenizer().encode(text)
+
+
 def test_another_seed_reaches_the_same_scores():
     manifest = json.loads(shipped("manifest.json").read_text())
     shipped_run, again = manifest["finetune"], manifest["again"]
@@ -53,6 +62,39 @@ def test_another_seed_reaches_the_same_scores():
     assert set(shipped_run["accuracy"]) == set(FAMILIES)
     for family, accuracy in shipped_run["accuracy"].items():
         assert abs(accuracy - again["accuracy"][family]) <= 0.05, family
+
+
+def recorded(repo_dir) -> dict[int, dict]:
+    """`benchmarks/embedded.py`'s runs of the bare command, by M."""
+    found = json.loads((repo_dir / "benchmarks/results/embedded.json").read_text())
+    manifest = json.loads(shipped("manifest.json").read_text())
+    files = {name: row["sha256"] for name, row in manifest["files"].items()}
+    assert found["shipped"] == files, "other weights ship now: measure again"
+    return {row["num_queries"]: row for row in found["runs"]}
+
+
+@pytest.mark.parametrize(
+    ("family", "least", "above_blank"),
+    [
+        ("exists", 0.85, 0.20),
+        ("locate", 0.75, 0.30),
+        ("choice", 0.75, 0.30),
+        ("count", 0.65, 0.30),
+    ],
+)
+def test_the_recorded_run_sees(repo_dir, family, least, above_blank):
+    row = recorded(repo_dir)[256]["families"][family]
+    assert row["n"] >= 500 and row["blank_n"] >= 500
+    assert row["accuracy"] >= least
+    assert row["accuracy"] - row["blank_accuracy"] >= above_blank
+
+
+def test_the_recorded_runs_read_more_with_more_queries(repo_dir):
+    runs = recorded(repo_dir)
+    shares = [runs[m]["families"]["read"]["accuracy"] for m in (1, 8, 16, 64)]
+    assert shares == sorted(set(shares))
+    assert all(run["seconds"] < 8 * 60 for run in runs.values())
+    assert all(run["peak_memory_gb"] < 6 for run in runs.values())
 
 
 @pytest.mark.parametrize("num_queries", [1, 8, 256, 768])

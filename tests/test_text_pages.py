@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from digit_oracle import oracle, placed
 from PIL import Image
+from transformers import AutoTokenizer
 
 from vtscale_jax.embedded.__main__ import main
 from vtscale_jax.embedded.digit_pages import DigitPages, PageConfig
@@ -16,7 +17,6 @@ from vtscale_jax.embedded.vocabulary import (
     WORDS,
     build_tokenizer,
     check_words,
-    load_tokenizer,
     save_tokenizer,
 )
 
@@ -203,11 +203,11 @@ def test_tokenizer_covers_every_word():
     assert tokenizer.unk_token_id in tokenizer.encode("describe the zebra")
 
 
-def test_tokenizer_saved_and_loaded(tmp_path):
+def test_the_saved_tokenizer_loads_anywhere(tmp_path):
     save_tokenizer(tmp_path)
     names = {path.name for path in tmp_path.iterdir()}
     assert names == {"tokenizer.json", "tokenizer_config.json"}
-    tokenizer = load_tokenizer(tmp_path)
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path)
     vocabulary = {word: i for i, word in enumerate((*SPECIAL, *WORDS))}
     assert tokenizer.get_vocab() == vocabulary and len(tokenizer) == len(vocabulary)
     special = tokenizer.unk_token_id, tokenizer.bos_token_id, tokenizer.eos_token_id
@@ -216,14 +216,6 @@ def test_tokenizer_saved_and_loaded(tmp_path):
     expected = [vocabulary[w] for w in "<s> is there any 5 ? </s>".split()]
     assert tokenizer.encode(text) == expected
     assert tokenizer.decode(expected[1:-1]) == "is there any 5 ?"
-
-    changed = (tmp_path / "tokenizer.json").read_text().replace('"yes"', '"yeah"')
-    (tmp_path / "tokenizer.json").write_text(changed)
-    with pytest.raises(ValueError, match="another vocabulary"):
-        load_tokenizer(tmp_path)
-    (tmp_path / "tokenizer_config.json").unlink()
-    with pytest.raises(ValueError, match=r"without tokenizer_config\.json"):
-        load_tokenizer(tmp_path)
 
 
 def test_sheet_command(tmp_path, capsys):

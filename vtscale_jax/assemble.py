@@ -100,10 +100,13 @@ def _probed(source: Source) -> list[Record]:
 
 @dataclasses.dataclass(frozen=True)
 class Parts:
-    """Everything about a run's data that does not change with the step."""
+    """Everything about a run's data that does not change with the step.
+
+    Stage align has no LLM and no tokenizer of one.
+    """
 
     config: ConfigDict
-    llm_tokenizer: PreTrainedTokenizerBase
+    llm_tokenizer: PreTrainedTokenizerBase | None
     encoding: Encoding
     first_query_id: int
     tokens_per_crop: int
@@ -184,13 +187,15 @@ def assemble(config: ConfigDict, vision: VisionConfig) -> Parts:
     fusion_tokenizer = load_tokenizer(
         "fusion_tokenizer", config.weights.fusion_tokenizer
     )
-    llm_tokenizer = load_tokenizer("tokenizer", config.weights.tokenizer)
+    llm_tokenizer = None
+    if config.stage != "align":
+        llm_tokenizer = load_tokenizer("tokenizer", config.weights.tokenizer)
     encoding = Encoding(
         stage=config.stage,
         fusion_tokenizer=cast(Tokenizer, fusion_tokenizer),
         view_size=vision.image_size,
         max_local_views=config.data.max_local_views,
-        llm_tokenizer=cast(Tokenizer, llm_tokenizer),
+        llm_tokenizer=cast(Tokenizer | None, llm_tokenizer),
         template=config.data.template,
         question=settings.question_mode(config),
         max_answer_length=config.model.text.max_length,
@@ -202,6 +207,8 @@ def assemble(config: ConfigDict, vision: VisionConfig) -> Parts:
         ("llm", "tokenizer", llm_tokenizer),
     ):
         rows = config.model[tower].vocab_size
+        if tokenizer is None:
+            continue
         if len(tokenizer) > rows:
             raise ValueError(
                 f"model.{tower}.vocab_size is {rows}, but the tokenizer of "

@@ -82,6 +82,7 @@ class Evaluator:
         """What answers with M = `num_queries`; made once, compiled at its first use."""
         if num_queries not in self._answerers:
             config, parts = self._config, self._parts
+            assert parts.llm_tokenizer is not None  # has_families: not stage align
             encoding = prompts_encoding(parts)
             probe = family_questions(config, 16, "quick")
             self._answerers[num_queries] = Answerer(

@@ -33,7 +33,7 @@ class FusionConfig:
     an ordinary text token's). `frozen_id` is a token whose embedding receives no
     gradient: the authors pass the CLIP text config's pad id (1) as `padding_idx`, which
     is not the tokenizer's pad token (quirk 4; parity, because their checkpoints were
-    trained so). None trains every row.
+    trained so). A fresh table has zeros there, as theirs. None trains every row.
     """
 
     vocab_size: int

@@ -6,8 +6,9 @@ into the LLM's embeddings by integer position, and takes logits at loss position
 Two notes of the specification have their answer here. Quirk 12: outputs are taken at
 positions that the host names by kind, never by looking for an ⟨eos⟩ id, as in the
 reference (its config's `eos_token_id` is unused). Quirk 9: what is dead or broken there
-(image embeddings of the HD tower, `return_dict=False`, a fusion name that is
-not registered) has no counterpart.
+(image embeddings of the HD tower, `num_patches` as a method, `return_dict=False`, a
+fusion name that is not registered, `clip_from_pretrained`) has no counterpart, and
+text-only records, at which its HD processor raises, are ordinary ones.
 """
 
 import dataclasses
@@ -28,7 +29,7 @@ from vtscale_jax.vision import VisionConfig, VisionTower, pack_crops
 
 @dataclasses.dataclass(frozen=True)
 class ModelConfig:
-    """Everything about the model. `text` and `embed_width` matter to align only."""
+    """Everything about the model. `text` matters to align only."""
 
     vision: VisionConfig
     fusion: FusionConfig

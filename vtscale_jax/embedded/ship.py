@@ -11,6 +11,7 @@ import numpy as np
 from safetensors.numpy import load_file
 
 from vtscale_jax import paths
+from vtscale_jax.embedded.vocabulary import save_tokenizer
 from vtscale_jax.run_folder import RunFolder
 from vtscale_jax.stages import get_stage
 
@@ -93,6 +94,7 @@ def ship(
             "sha256": paths.content_hash(paths.unflatten(tensors)),
             "parameters": sum(t.size for t in tensors.values()),
         }
+    save_tokenizer(WEIGHTS)
     for name, folder in (("clip", clip), ("llm", llm)):
         about = json.loads((folder / "pretrain.json").read_text())
         command = f"python -m vtscale_jax.embedded pretrain {name}"

@@ -85,25 +85,3 @@ def save_tokenizer(folder: str | Path) -> None:
     }
     text = json.dumps(settings, indent=2) + "\n"
     (path / "tokenizer_config.json").write_text(text, encoding="utf-8")
-
-
-def load_tokenizer(folder: str | Path) -> PreTrainedTokenizerFast:
-    """Loads what `save_tokenizer` wrote.
-
-    Raises ValueError if files are missing or the vocabulary is not that of this code.
-    """
-    path = Path(folder)
-    for name in ("tokenizer.json", "tokenizer_config.json"):
-        if not (path / name).is_file():
-            raise ValueError(
-                f"folder: got {path} without {name}, expected a folder written by "
-                "save_tokenizer; write it again"
-            )
-    tokenizer = PreTrainedTokenizerFast.from_pretrained(str(path))
-    if tokenizer.get_vocab() != build_tokenizer().get_vocab():
-        raise ValueError(
-            f"folder: got another vocabulary in {path}, expected the "
-            f"{len(SPECIAL) + len(WORDS)} words of Digit Pages in their order; "
-            "write it again with save_tokenizer and retrain, or use the matching code"
-        )
-    return tokenizer
