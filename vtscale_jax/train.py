@@ -262,7 +262,9 @@ def _log_step(
 ) -> None:
     metrics = {name: np.asarray(v) for name, v in jax.device_get(metrics).items()}
     speed = clock.update(samples)
-    log.write(step, **metrics, **({"samples_per_s": speed} if samples else {}))
+    if samples:
+        metrics["samples_per_s"] = np.asarray(speed)
+    log.write(step, **metrics)
 
 
 def _device() -> dict[str, Any]:

@@ -27,6 +27,7 @@ from safetensors import SafetensorError, safe_open
 from vtscale_jax.fusion import FusionConfig
 from vtscale_jax.layers import BlockConfig
 from vtscale_jax.llm import LLMConfig
+from vtscale_jax.stages import parameter_shapes
 from vtscale_jax.text_tower import TextConfig
 from vtscale_jax.vision import VisionConfig
 from vtscale_jax.vlm import ModelConfig
