@@ -12,6 +12,7 @@ from vtscale_jax import paths, settings
 from vtscale_jax.assemble import assemble, blanked, family_questions
 from vtscale_jax.embedded.questions import FAMILIES
 from vtscale_jax.embedded.vocabulary import build_tokenizer
+from vtscale_jax.eval import families
 from vtscale_jax.eval.families import family_scores
 from vtscale_jax.evaluate import Evaluator
 from vtscale_jax.parallel.mesh import make_mesh
@@ -119,6 +120,29 @@ def test_align_starts_from_the_shipped_clip():
         params["vision"]["merge"]["kernel"],
         clip["vision/merge/kernel"].astype(np.float32),
     )
+
+
+def test_a_question_asked_twice_is_answered_once(monkeypatch):
+    config, model, params = starting(8)
+    with config.unlocked():
+        config.data.families = ("read", "locate")
+        config.eval.batch_size = 8
+    parts = assemble(config, model.vision)
+    answerer = Evaluator(config, parts, model, make_mesh(8)).answerer(8)
+    records = blanked(family_questions(config, 16, "quick"), config)
+    batches = []
+    encoded = families.encode
+    monkeypatch.setattr(
+        families, "encode", lambda *given: batches.append(1) or encoded(*given)
+    )
+    together = answerer.answer(params, records, title="all")
+    different = {record.turns[-1].question for record in records}
+    assert len(different) <= len(batches) < len(different) + 8 < len(records)
+    alone = [
+        answerer.answer(params, [record], title="one")[0]
+        for record in (records[3], records[-1])
+    ]
+    assert alone == [together[3], together[-1]]
 
 
 def test_the_base_sees():

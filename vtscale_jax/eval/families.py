@@ -35,20 +35,32 @@ class Answerer(NamedTuple):
     def answer(
         self, params: dict, records: Sequence[Record], *, title: str
     ) -> list[Answer]:
-        """The model's greedy answer to the last question of each record."""
+        """The model's greedy answer to the last question of each record.
+
+        The same question about the same image (the same array or path, as for a blank
+        page) is answered once.
+        """
+        prompts = [as_prompt(record) for record in records]
+        keys = [
+            (p.image if isinstance(p.image, str) else id(p.image), p.system, p.turns)
+            for p in prompts
+        ]
+        asked = dict(zip(keys, prompts, strict=True))
+        made = self._answer(params, list(asked.values()), title)
+        answered = dict(zip(asked, made, strict=True))
+        return [answered[key] for key in keys]
+
+    def _answer(self, params: dict, prompts: list[Record], title: str) -> list[Answer]:
         size = self.spec.batch_size
         made: list[Answer] = []
-        starts = range(0, len(records), size)
+        starts = range(0, len(prompts), size)
         # A bar on a terminal only: redrawn in a log file it is one endless line.
         bar = tqdm(starts, desc=title, unit="batch", leave=False, disable=None)
         for start in bar:
-            chunk = list(records[start : start + size])
-            # The last batch is filled up with its last record: one shape, one program.
+            chunk = prompts[start : start + size]
+            # The last batch is filled up with its last prompt: one shape, one program.
             filled = chunk + [chunk[-1]] * (size - len(chunk))
-            samples = [
-                encode(as_prompt(record), self.encoding, self.layout)
-                for record in filled
-            ]
+            samples = [encode(prompt, self.encoding, self.layout) for prompt in filled]
             tokens = greedy(
                 params,
                 self.place(collate(samples, self.spec)),
