@@ -19,7 +19,7 @@ def fastest_step(num_queries: int, steps: int, keep: bool) -> float:
     import jax
 
     from vtscale_jax import paths, settings
-    from vtscale_jax.assemble import assemble, open_source
+    from vtscale_jax.assemble import assemble, open_source, probed
     from vtscale_jax.optim import make_optimizer
     from vtscale_jax.parallel.host import keep_freed_memory
     from vtscale_jax.stages import get_stage, init_params
@@ -30,8 +30,8 @@ def fastest_step(num_queries: int, steps: int, keep: bool) -> float:
     config = runpy.run_path(f"configs/m{num_queries}.py")["get_config"]("")
     model, stage = settings.model_config(config, "float32"), get_stage("adapt")
     parts = assemble(config, model.vision)
-    source, heldout = open_source(config, "train"), open_source(config, "heldout")
-    spec = parts.training_shapes(source, heldout, num_queries)
+    source = open_source(config, "train")
+    spec = parts.training_shapes(probed(source), num_queries)
     batch = jax.device_put(parts.stream(source, spec, num_queries, 0).batch(0))
     params, frozen = paths.partition(init_params(stage, model, 0), stage.trains)
     optimizer = make_optimizer(settings.optim_config(config, 1000), params)

@@ -23,7 +23,7 @@ from vtscale_jax.vision import VisionConfig
 # Held-out pages of the evaluation, of its quick version while training, and of the
 # loss are drawn with seeds of their own.
 HELDOUT_SEEDS = {"loss": 1, "quick": 2, "final": 3}
-PROBED = 96  # records of each source that the buckets are fitted to
+PROBED = 64  # first records of a source that batch shapes are fitted to
 
 
 def load_tokenizer(field: str, value: str) -> PreTrainedTokenizerBase:
@@ -92,8 +92,8 @@ def blanked(records: Sequence[Record], config: ConfigDict) -> list[Record]:
     return [record._replace(image=image) for record in records]
 
 
-def _probed(source: Source) -> list[Record]:
-    """The first records, and those that are longest."""
+def probed(source: Source) -> list[Record]:
+    """The first records, and those that are longest: batch shapes are fitted to them."""
     first = range(min(PROBED, len(source)))
     return [source[i] for i in sorted({*first, *source.longest(PROBED)})]
 
@@ -136,12 +136,9 @@ class Parts:
             longest_answer=encoding.max_answer_length,
         )
 
-    def training_shapes(
-        self, train: Source, heldout: Source, num_queries: int
-    ) -> BatchSpec:
-        """Shapes of the training and held-out batches with M = `num_queries`."""
+    def training_shapes(self, probe: Sequence[Record], num_queries: int) -> BatchSpec:
+        """Shapes of training batches with M = `num_queries`, fitted to `probe`."""
         size = self.config.data.batch_size
-        probe = [*_probed(train), *_probed(heldout)]
         return self.buckets(probe, self.encoding, num_queries, size)
 
     def stream(

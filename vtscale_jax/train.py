@@ -26,7 +26,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict, config_flags
 
 from vtscale_jax import paths, settings
-from vtscale_jax.assemble import Parts, assemble, open_source
+from vtscale_jax.assemble import Parts, assemble, open_source, probed
 from vtscale_jax.evaluate import Evaluator
 from vtscale_jax.loader import Source, Stream, StreamIterator, kept_records
 from vtscale_jax.metrics import MetricsLog, Throughput, check_loss
@@ -75,7 +75,6 @@ def train(config: ConfigDict, workdir: Path) -> Path:
     schedule = settings.query_schedule(config, optim)
     total_steps = optim.steps * optim.accumulation
     mesh = make_mesh(config.data.batch_size)
-    phases = _phases(parts, source, heldout, schedule, total_steps)
 
     # Weights: each group from the source its stage names.
     params, provenance = starting.starting_params(
@@ -86,6 +85,9 @@ def train(config: ConfigDict, workdir: Path) -> Path:
     optimizer = make_optimizer(optim, trainable)
     frozen = replicate(frozen, mesh)
     state = replicate(initial_state(trainable, optimizer), mesh)
+
+    # Data: the shapes of every phase, and that its records can be encoded.
+    phases = _phases(parts, source, heldout, schedule, total_steps)
 
     inputs = {
         "weights": {name: found.sha256 for name, found in provenance.items()},
@@ -218,9 +220,9 @@ def _phases(
 ) -> list[_Phase]:
     """The phases of the curriculum; what is wrong with the data shows here."""
     ends = [first for first, _ in schedule[1:]] + [total_steps]
-    phases = []
+    phases, probe = [], [*probed(train), *probed(heldout)]
     for (first, num_queries), end in zip(schedule, ends, strict=True):
-        spec = parts.training_shapes(train, heldout, num_queries)
+        spec = parts.training_shapes(probe, num_queries)
         stream = parts.stream(train, spec, num_queries, first)
         batches = parts.heldout_batches(heldout, spec, num_queries, HELDOUT_BATCHES)
         phases.append(_Phase(num_queries, end, stream, batches))
