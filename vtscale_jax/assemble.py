@@ -93,7 +93,7 @@ def blanked(records: Sequence[Record], config: ConfigDict) -> list[Record]:
 
 
 def probed(source: Source) -> list[Record]:
-    """The first records, and those that are longest: batch shapes are fitted to them."""
+    """The first records and the longest: batch shapes are fitted to them."""
     first = range(min(PROBED, len(source)))
     return [source[i] for i in sorted({*first, *source.longest(PROBED)})]
 
