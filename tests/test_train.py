@@ -2,6 +2,8 @@
 
 import json
 import shutil
+import subprocess
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -381,6 +383,26 @@ def test_bad_records_stop_the_run_by_name(adapted, tmp_path, row, message):
     )
     with pytest.raises(ValueError, match=message):
         train(config, tmp_path / "run")
+
+
+@pytest.mark.parametrize(
+    ("argument", "message"),
+    [
+        ("--config.num_querys=3", "error: --config has no such field"),
+        ("--config.optim.steps=many", "--config.optim.steps=many: invalid literal"),
+        ("--config.num_followup_queries=9", "num_followup_queries is 9 with num_q"),
+    ],
+)
+def test_the_command_line_ends_with_one_clear_line(tmp_path, argument, message):
+    command = [sys.executable, "-m", "vtscale_jax.train", "--config", "configs/m8.py"]
+    done = subprocess.run(
+        [*command, argument, "--workdir", str(tmp_path / "run")],
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode != 0
+    assert message in done.stderr and "Traceback" not in done.stderr
+    assert not (tmp_path / "run").exists()
 
 
 def test_new_query_rows_are_drawn_like_the_old_ones():

@@ -281,6 +281,14 @@ def _count(tree: dict) -> int:
     return sum(leaf.size for leaf in jax.tree.leaves(tree))
 
 
+def _parse_flags(argv: list[str]) -> list[str]:
+    """absl's parsing, with a line in place of a traceback for an unknown field."""
+    try:
+        return app.parse_flags_with_usage(argv)
+    except AttributeError as error:
+        sys.exit(f"error: --config has no such field: {error}")
+
+
 def main(argv: list[str]) -> None:
     """Command line; errors in config, data or folders end it with their message."""
     if len(argv) > 1:
@@ -324,4 +332,4 @@ def _next_step(config: ConfigDict, workdir: Path) -> str:
 
 if __name__ == "__main__":
     flags.mark_flag_as_required("config")
-    app.run(main)
+    app.run(main, flags_parser=_parse_flags)
