@@ -230,6 +230,19 @@ def test_source(tmp_path):
     assert "2 records" in repr(source) and "fewer than 25" in repr(source)
 
 
+def test_the_longest_records_and_the_fingerprint(tmp_path):
+    talk = sample(messages=messages(*["word " * 4] * 8))
+    raws = [long_sample(40), long_sample(24), long_sample(900), long_sample(50), talk]
+    source = JSONLSource(lines(tmp_path / "a.jsonl", *raws))
+    assert len(source) == 4  # the second is too short
+    assert source.longest(1) == [1, 3]  # most characters, most messages
+    assert source.longest(99) == [0, 1, 2, 3]
+    same = JSONLSource(lines(tmp_path / "b.jsonl", *raws))
+    assert same.fingerprint == source.fingerprint
+    other = JSONLSource(lines(tmp_path / "c.jsonl", long_sample(41), *raws[1:]))
+    assert other.fingerprint != source.fingerprint
+
+
 @pytest.mark.parametrize(
     "chars,reason",
     [

@@ -393,10 +393,13 @@ def test_bad_records_stop_the_run_by_name(adapted, tmp_path, row, message):
         ("--config.num_followup_queries=9", "num_followup_queries is 9 with num_q"),
     ],
 )
-def test_the_command_line_ends_with_one_clear_line(tmp_path, argument, message):
+def test_the_command_line_ends_with_one_clear_line(
+    tmp_path, repo_dir, argument, message
+):
     command = [sys.executable, "-m", "vtscale_jax.train", "--config", "configs/m8.py"]
     done = subprocess.run(
         [*command, argument, "--workdir", str(tmp_path / "run")],
+        cwd=repo_dir,
         capture_output=True,
         text=True,
     )
