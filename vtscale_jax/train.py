@@ -144,7 +144,9 @@ def train(config: ConfigDict, workdir: Path) -> Path:
             for step, phase, batch, place in batches:
                 shapes = tuple(leaf.shape for leaf in jax.tree.leaves(batch))
                 first = shapes not in compiled
-                # A step that compiles is waited for, and counts for no speed.
+                # A step that compiles runs alone, and counts for no speed.
+                if first:
+                    jax.block_until_ready(state)
                 with clock.paused() if first else nullcontext():
                     state, metrics = train_step(state, frozen, split_batch(batch, mesh))
                     if first:
