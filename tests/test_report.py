@@ -243,6 +243,13 @@ def test_description_says_what_was_run(finished):
         assert fact in page.text
 
 
+def test_the_legend_names_each_kind_of_bar_once(run_dir):
+    figure = draw_families(read_run(run_dir).evaluation)
+    (legend,) = figure.legends
+    texts = [text.get_text() for text in legend.get_texts()]
+    assert texts == ["with the page", "with a blank page"]
+
+
 def test_accuracy_table(finished):
     rows = {row[0]: row[1:] for row in Page(finished[1].read_text()).rows}
     read = rows["read"]

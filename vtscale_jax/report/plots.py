@@ -95,14 +95,13 @@ def draw_families(evaluation: Evaluation) -> Figure:
     ax = figure.subplots()
     width = 0.38
     for i, family in enumerate(families):
-        first = i == 0
         _draw_bar(
             ax,
             i - width / 2,
             width,
             family.score,
             color=BLUE,
-            label="with the page" if first else None,
+            label="with the page",
         )
         if family.blank is not None:
             _draw_bar(
@@ -128,7 +127,11 @@ def draw_families(evaluation: Evaluation) -> Figure:
     )
     _finish(ax)
     ax.grid(visible=False, axis="x")
-    figure.legend(loc="outside lower center", ncols=2, frameon=False)
+    handles, labels = ax.get_legend_handles_labels()
+    once = dict(zip(labels, handles, strict=True))  # one entry for each kind of bar
+    figure.legend(
+        once.values(), once.keys(), loc="outside lower center", ncols=2, frameon=False
+    )
     return figure
 
 
