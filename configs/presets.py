@@ -102,7 +102,8 @@ def embedded(stage: str) -> dict:
     optim = {
         "align": _optim(steps=800, warmup=0.1, **young),
         "finetune": _optim(steps=2400, warmup=0.03, **young),
-        "adapt": _optim(epochs=1.0, learning_rate=4e-4, warmup=0.03, b2=0.98),
+        # A rate as high as the others' unlearns at first what the base knows.
+        "adapt": _optim(epochs=1.0, learning_rate=1.5e-4, warmup=0.03, b2=0.98),
     }[stage]
     # Few query tokens at first: seeing is learnt from them several times as fast.
     query_schedule = {
