@@ -40,8 +40,8 @@ FILE = "weights.safetensors"
 
 def make() -> None:
     """Runs COMMANDS one after the other in the current folder, a checkout of the
-    repository: about three hours on two cores. What is finished already is passed
-    over; RuntimeError when a command fails."""
+    repository: hours on two cores (the manifest has the seconds of each). What is
+    finished already is passed over; RuntimeError when a command fails."""
     for command in COMMANDS:
         if command.startswith("vtscale_jax.embedded pretrain"):
             done = Path(f"runs/pretrain-{command.split()[-1]}") / "pretrain.json"

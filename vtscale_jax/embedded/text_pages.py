@@ -163,7 +163,7 @@ def asked_cell(question: str, grid: int) -> int:
 
 def _evidence(turn: Turn, cells: Cells) -> list[str]:
     """The words that answer a question; for a choice its digit, not yet its letter:
-    where letters are hinted at, the model never learns to find them itself."""
+    with letters as hints in 7 of 10, finding them was not learnt in 1,800 steps."""
     if turn.family == "choice":
         return [cell_word(cells[asked_cell(turn.question, grid_of(cells))])]
     return turn.answer.split()
