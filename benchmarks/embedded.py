@@ -1,6 +1,6 @@
 """The bare command for several M: held-out accuracy by family, minutes, memory.
 
-    python benchmarks/embedded.py                  # M = 1, 8, 16, 64, 256; 25 minutes
+    python benchmarks/embedded.py                  # M = 1, 8, 16, 64, 256; 14 minutes
     python benchmarks/embedded.py --queries 16 64 --out results.json
 
 Each M is one run of `python -m vtscale_jax.train --config configs/mM.py` in its own

@@ -382,6 +382,20 @@ def test_fitted_buckets_hold_the_data(encoding):
         fit_buckets([], batch_size=4, tokens_per_crop=TOKENS)
 
 
+def test_fitted_buckets_know_what_the_probe_does_not_show():
+    probe = [encode(sample(n), ALIGN, LAYOUT) for n in range(6)]
+    given = {"batch_size": 4, "tokens_per_crop": TOKENS}
+    seen = fit_buckets(probe, **given)
+    wide = fit_buckets(probe, **given, most_crops=10)
+    assert seen.crops[-1] < wide.crops[-1] == 4 * 10
+    more = 10 - max(len(one.crops) for one in probe)
+    grown = wide.fusion_length[-1] - seen.fusion_length[-1]
+    assert abs(grown - more * TOKENS) < 16  # rounding
+    assert fit_buckets(probe, **given, longest_answer=7).answer_length == (7,)
+    roomy = fit_buckets(probe, **given, headroom=30.0)
+    assert roomy.answer_length[-1] > seen.answer_length[-1] > 7
+
+
 # --- the stream ----------------------------------------------------------------------
 
 

@@ -242,6 +242,13 @@ def test_a_step_changes_all_trainable_and_no_frozen_parameters(params):
     assert not any("llm" in p.split("/") for p in paths.flatten(state.opt_state))
 
 
+def test_the_frozen_row_of_a_fresh_fusion_table_is_zero():
+    fusion = dataclasses.replace(CONFIG.fusion, frozen_id=3)
+    config = dataclasses.replace(CONFIG, fusion=fusion)
+    table = init_params(get_stage("align"), config, 0)["fusion"]["embed"]
+    assert [i for i, row in enumerate(np.asarray(table)) if not row.any()] == [3]
+
+
 def test_the_frozen_row_of_the_fusion_table_gets_no_gradient(params):
     batch = tiny.batch(LAYOUT)
     asked = np.asarray(batch.fusion.kinds[0]) == Kind.QUE

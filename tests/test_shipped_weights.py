@@ -10,12 +10,14 @@ from transformers import AutoTokenizer
 
 from vtscale_jax import paths, settings
 from vtscale_jax.assemble import assemble, blanked, family_questions
+from vtscale_jax.embedded import ship
 from vtscale_jax.embedded.questions import FAMILIES
 from vtscale_jax.embedded.vocabulary import build_tokenizer
 from vtscale_jax.eval import families
 from vtscale_jax.eval.families import family_scores
 from vtscale_jax.evaluate import Evaluator
 from vtscale_jax.parallel.mesh import make_mesh
+from vtscale_jax.run_folder import RunFolder
 from vtscale_jax.stages import get_stage
 from vtscale_jax.weights.starting import shipped, starting_params
 
@@ -63,6 +65,20 @@ def test_another_seed_reaches_the_same_scores():
     assert set(shipped_run["accuracy"]) == set(FAMILIES)
     for family, accuracy in shipped_run["accuracy"].items():
         assert abs(accuracy - again["accuracy"][family]) <= 0.05, family
+
+
+def test_only_a_chain_of_runs_ships(tmp_path):
+    llm, other = load_file(shipped("llm.safetensors")), tmp_path / "other.safetensors"
+    exact = {name: tensor.astype(np.float32) for name, tensor in llm.items()}
+    run = RunFolder(tmp_path / "run")
+    run.write("config.json", {"stage": "finetune"})
+    digest = paths.content_hash(paths.unflatten(exact))
+    run.write("manifest.json", {"weights": {"llm": {"sha256": digest}}})
+    paths.save(paths.unflatten(exact), tmp_path / "llm.safetensors")
+    ship._check_origin(run.path, "llm", tmp_path / "llm.safetensors")
+    paths.save(paths.unflatten(exact | {"llm/norm/scale": np.ones(128)}), other)
+    with pytest.raises(ValueError, match=r"did not start from .*other.*weights.llm"):
+        ship._check_origin(run.path, "llm", other)
 
 
 def recorded(repo_dir) -> dict[int, dict]:

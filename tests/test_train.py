@@ -17,6 +17,7 @@ from vtscale_jax import paths, settings
 from vtscale_jax.assemble import assemble, open_source
 from vtscale_jax.eval.families import is_correct
 from vtscale_jax.loader import encode
+from vtscale_jax.metrics import NonFiniteLoss
 from vtscale_jax.parallel.mesh import make_mesh, split_batch
 from vtscale_jax.run_folder import RunFolder, RunFolderError
 from vtscale_jax.step import initial_state
@@ -255,6 +256,15 @@ def test_a_run_does_not_go_on_from_other_inputs(adapted, tmp_path, what):
     assert (tmp_path / "run" / "metrics.jsonl").read_text() == before
 
 
+def test_parameters_that_are_no_numbers_are_never_saved(tmp_path):
+    config = small_config(
+        optim__learning_rate=1e30, optim__warmup=0.0, log__every=5, eval__questions=0
+    )
+    with pytest.raises(NonFiniteLoss, match="lower --config.optim.learning_rate"):
+        train(config, tmp_path / "run")
+    assert not any((tmp_path / "run" / "checkpoints").glob("[0-9]*"))
+
+
 def test_one_folder_has_one_run_at_a_time(tmp_path):
     first, second = RunFolder(tmp_path / "run"), RunFolder(tmp_path / "run")
     with (
@@ -323,6 +333,8 @@ def test_bad_data_leave_the_folder_unclaimed(tmp_path):
         ({"optim__steps": None, "optim__epochs": None}, "both None"),
         ({"data__template": "llama-3"}, "template is 'llama-3'"),
         ({"model__fusion__vocab_size": 12}, "model.fusion.vocab_size is 12"),
+        ({"model__text__vocab_size": 12}, "model.text.vocab_size is 12"),
+        ({"model__llm__vocab_size": 12}, "model.llm.vocab_size is 12"),
     ],
 )
 def test_bad_settings_name_the_field(tmp_path, change, message):

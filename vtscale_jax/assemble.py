@@ -203,9 +203,9 @@ def assemble(config: ConfigDict, vision: VisionConfig) -> Parts:
         ("text", "fusion_tokenizer", fusion_tokenizer),
         ("llm", "tokenizer", llm_tokenizer),
     ):
-        rows = config.model[tower].vocab_size
         if tokenizer is None:
             continue
+        rows = config.model[tower].vocab_size
         if len(tokenizer) > rows:
             raise ValueError(
                 f"model.{tower}.vocab_size is {rows}, but the tokenizer of "

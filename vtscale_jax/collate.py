@@ -180,11 +180,11 @@ def fit_buckets(
         elif axis == "query_slots":
             largest = smaller = values.max()
         else:
-            fixed = vision if axis == "fusion_length" else np.zeros_like(vision)
-            text = math.ceil(headroom * (values - fixed).max())
+            views, most = np.zeros_like(vision), 0
             if axis == "fusion_length":
-                text += crops * tokens_per_crop
-            largest = _rounded(text, multiple)
+                views, most = vision, crops * tokens_per_crop
+            text = math.ceil(headroom * (values - views).max())
+            largest = _rounded(most + text, multiple)
             if axis == "answer_length" and longest_answer is not None:
                 largest = min(largest, longest_answer)
             longest = float(np.quantile(values, half, method="higher"))

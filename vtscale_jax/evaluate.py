@@ -102,9 +102,10 @@ def _bounds(config: ConfigDict) -> list[str]:
     if config.weights.llm != "embedded":
         return []
     manifest = json.loads(shipped("manifest.json").read_text())
+    shares = manifest["llm"]["heldout_accuracy"]
     return [
-        f"{family}: told the page in words, the language model has {share:.1%}"
-        for family, share in manifest["llm"]["heldout_accuracy"].items()
+        f"{family}: told the page in words, the language model has {shares[family]:.1%}"
+        for family in config.data.families
     ]
 
 

@@ -69,33 +69,21 @@ class RunFolder:
                 f"--workdir {self.path} is a file, expected a folder; nothing was "
                 "written."
             )
-        config = json.loads(json.dumps(config))  # tuples become lists, as in the file
         if not file.exists():
             # What a kill may have left of our own first file is no one else's work.
-            ours = {".config.json.partial", LOCK}
-            found = {path.name for path in self.path.glob("*")}
-            if found - ours:
+            left_over = {".config.json.partial", LOCK}
+            if {path.name for path in self.path.glob("*")} - left_over:
                 raise RunFolderError(
                     f"--workdir {self.path} is not empty and has no config.json: it is "
                     "not a run folder. Choose a new or empty folder; nothing was "
                     "written."
                 )
             return
-        theirs, ours = _flat(self.read("config.json")), _flat(config)
-        differ = sorted(
-            name
-            for name in theirs.keys() | ours.keys()
-            if theirs.get(name) != ours.get(name) and not _is_presentation(name)
-        )
+        differ = _differences(self.read("config.json"), config, "there")
         if differ:
-            listed = "\n  ".join(
-                f"{name}: {theirs.get(name, '(absent)')} there, "
-                f"{ours.get(name, '(absent)')} now"
-                for name in differ[:12]
-            )
             raise RunFolderError(
-                f"--workdir {self.path} belongs to a run with another config:\n  "
-                f"{listed}\nChoose another --workdir (or --config.name), or the same "
+                f"--workdir {self.path} belongs to a run with another config:"
+                f"{differ}\nChoose another --workdir (or --config.name), or the same "
                 "config to go on with that run; nothing was written over."
             )
 
@@ -129,19 +117,12 @@ class RunFolder:
         starting weights and data, dtypes): it would go on as a different run."""
         if not (self.path / "manifest.json").exists():
             return
-        theirs = _flat(self.read("manifest.json").get("inputs", {}))
-        ours = _flat(json.loads(json.dumps(inputs)))
-        differ = sorted(
-            name for name in theirs.keys() | ours if theirs.get(name) != ours.get(name)
-        )
+        theirs = self.read("manifest.json").get("inputs", {})
+        differ = _differences(theirs, inputs, "when it was started")
         if differ:
-            listed = "\n  ".join(
-                f"{name}: {theirs.get(name)} when it was started, {ours.get(name)} now"
-                for name in differ
-            )
             raise RunFolderError(
                 f"--workdir {self.path}: the run cannot go on, as what it was started "
-                f"from has changed:\n  {listed}\nBring that back, or start anew in "
+                f"from has changed:{differ}\nBring that back, or start anew in "
                 "another --workdir; nothing was written over."
             )
 
@@ -174,6 +155,22 @@ def code_version() -> dict[str, str | None]:
         )
         commit = described.stdout.strip() or None
     return {"vtscale_jax": metadata.version("vtscale_jax"), "commit": commit}
+
+
+def _differences(theirs: Any, ours: Mapping[str, Any], then: str) -> str:
+    """A line for each of the first dozen fields that differ, presentation apart."""
+    theirs = _flat(theirs)
+    ours = _flat(json.loads(json.dumps(ours)))  # tuples become lists, as in the file
+    differ = sorted(
+        name
+        for name in theirs.keys() | ours.keys()
+        if theirs.get(name) != ours.get(name) and not _is_presentation(name)
+    )
+    return "".join(
+        f"\n  {name}: {theirs.get(name, '(absent)')} {then}, "
+        f"{ours.get(name, '(absent)')} now"
+        for name in differ[:12]
+    )
 
 
 def _is_presentation(name: str) -> bool:

@@ -129,7 +129,8 @@ def family_accuracy(
     """
     vocabulary = build_tokenizer().get_vocab()
     pages = TextPages(number, seed, max_words=PHASES[-1].max_words)
-    records = [pages[i] for i in range(number) if pages[i].style != "hint"]
+    drawn = (pages[i] for i in range(number))
+    records = [record for record in drawn if record.style != "hint"]
     rows = [encode(record, vocabulary) for record in records]
     longest = max(len(row[0]) for row in rows)
 
@@ -162,7 +163,6 @@ class TextScores(NamedTuple):
 def text_loss(model: LLM, params: dict, batch: TextBatch) -> TextScores:
     """Cross-entropy of answers and their ends, given everything before them; every
     answer weighs the same."""
-
     logits = _logits(model, params, batch)
     targets, weights = batch.ids[:, 1:], batch.weights[:, 1:]
     losses = optax.softmax_cross_entropy_with_integer_labels(logits, targets)

@@ -66,7 +66,7 @@ def ship(
     the manifest, which is also written beside the weights.
 
     ValueError if a run is not finished, or did not start from the weights of the one
-    before (of the CLIP also the shipped, rounded ones will do).
+    before (rounded, as they are shipped, or not).
     """
     files = {"clip": clip / FILE, "llm": llm / FILE, "base": base / FILE}
     for folder in (align, base, again_align, again):
