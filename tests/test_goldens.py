@@ -19,7 +19,14 @@ from vtscale_jax.stages import parameter_shapes
 from vtscale_jax.types import Kind
 from vtscale_jax.vlm import VLM
 from vtscale_jax.weights import __main__ as command
-from vtscale_jax.weights import authors, golden_batches, golden_runs, goldens, names
+from vtscale_jax.weights import (
+    authors,
+    golden_batches,
+    golden_runs,
+    goldens,
+    layouts,
+    names,
+)
 
 # Cases of one shape share a compiled program; the other shapes wait for the slow run.
 FAST = [
@@ -339,7 +346,7 @@ def test_another_folder_with_other_sizes_passes(tmp_path):
     folder = tmp_path / "any_name"
     folder.mkdir()
     np.savez(folder / "some_case.npz", **arrays, **outputs)
-    save_file(names.export_tree(names.VLM_LAYOUT, params), folder / "w.safetensors")
+    save_file(names.export_tree(layouts.VLM_LAYOUT, params), folder / "w.safetensors")
     norms = {n: float(np.linalg.norm(g)) for n, g in ours.gradients.items()}
     described = {"loss": float(ours.values["loss"].array), "grad_norms": norms}
     whole = {

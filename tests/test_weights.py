@@ -14,7 +14,7 @@ from vtscale_jax import paths
 from vtscale_jax.stages import parameter_shapes
 from vtscale_jax.vision import VisionTower
 from vtscale_jax.vlm import VLM, AlignModel
-from vtscale_jax.weights import authors, names
+from vtscale_jax.weights import authors, layouts, names
 
 
 def config_of(golden_dir, folder):
@@ -29,19 +29,19 @@ def sources(golden_dir):
     tower = config_of(golden_dir, "G2_vision")["vision_config"]
     rows = {
         "vision": (
-            names.VISION_LAYOUT,
+            layouts.VISION_LAYOUT,
             load_file(golden_dir / "G2_vision" / "weights.safetensors"),
             authors.vision_config(tower),
             VisionTower,
         ),
         "align": (
-            names.ALIGN_LAYOUT,
+            layouts.ALIGN_LAYOUT,
             load_file(golden_dir / "G3_clip" / "weights.safetensors"),
             authors.align_config(clip, 52),
             AlignModel,
         ),
         "vlm": (
-            names.VLM_LAYOUT,
+            layouts.VLM_LAYOUT,
             stage2_weights(golden_dir),
             authors.vlm_config(whole, 52),
             VLM,
@@ -262,7 +262,7 @@ def test_full_size_names_and_shapes_are_the_authors(golden_dir, kind, model):
         for name, (layers, *shape) in listed[kind].items()
         for i in range(layers or 1)
     }
-    layout = names.ALIGN_LAYOUT if kind == "align" else names.VLM_LAYOUT
+    layout = layouts.ALIGN_LAYOUT if kind == "align" else layouts.VLM_LAYOUT
 
     class Enough(Exception):
         """Nothing of 15 GB need be read: the first tensor is asked for once all fit."""

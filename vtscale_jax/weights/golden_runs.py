@@ -20,7 +20,7 @@ from vtscale_jax.types import Batch, Kind
 from vtscale_jax.vision import VisionConfig, VisionTower
 from vtscale_jax.vlm import VLM, AlignModel, ModelConfig
 from vtscale_jax.weights import golden_batches as batches
-from vtscale_jax.weights import names
+from vtscale_jax.weights import layouts, names
 from vtscale_jax.weights.golden_blocks import Tower
 
 # Ids, types, masks and greedy tokens are decisions, not approximations.
@@ -178,7 +178,7 @@ def align_answers(config: ModelConfig, params: Params, batch: Batch) -> Answers:
             text_keep,
         ),
     )
-    exported = names.export_tree(names.ALIGN_LAYOUT, gradients)
+    exported = names.export_tree(layouts.ALIGN_LAYOUT, gradients)
     return Answers(values, exported, towers)
 
 
@@ -251,7 +251,7 @@ def vlm_answers(config: ModelConfig, params: Params, batch: Batch) -> Answers:
     tower = Tower(
         "llm_hidden", last, "norm", True, config.llm.blocks, params["llm"], keep
     )
-    exported = names.export_tree(names.VLM_LAYOUT, gradients)
+    exported = names.export_tree(layouts.VLM_LAYOUT, gradients)
     return Answers(values, exported, (tower,))
 
 

@@ -18,7 +18,7 @@ import numpy as np
 
 from vtscale_jax.vision import VisionConfig, VisionTower
 from vtscale_jax.vlm import VLM, AlignModel
-from vtscale_jax.weights import authors, golden_blocks, golden_runs, names
+from vtscale_jax.weights import authors, golden_blocks, golden_runs, layouts
 from vtscale_jax.weights import golden_batches as batches
 from vtscale_jax.weights.golden_batches import Arrays
 from vtscale_jax.weights.golden_runs import Answers, Value
@@ -125,9 +125,9 @@ class Golden(NamedTuple):
 
 
 KINDS = {
-    "vision": (VisionTower, names.VISION_LAYOUT),
-    "align": (AlignModel, names.ALIGN_LAYOUT),
-    "vlm": (VLM, names.VLM_LAYOUT),
+    "vision": (VisionTower, layouts.VISION_LAYOUT),
+    "align": (AlignModel, layouts.ALIGN_LAYOUT),
+    "vlm": (VLM, layouts.VLM_LAYOUT),
 }
 
 
