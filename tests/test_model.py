@@ -11,14 +11,17 @@ import tiny
 
 from vtscale_jax import losses, paths
 from vtscale_jax.eval.decoding import greedy
-from vtscale_jax.layers import BlockConfig, attend, causal_mask, rotate
+from vtscale_jax.attention import attend, causal_mask
+from vtscale_jax.layers import BlockConfig
+from vtscale_jax.rotary import rotate
 from vtscale_jax.optim import OptimConfig, make_optimizer
 from vtscale_jax.stages import align_terms, get_stage, init_params
 from vtscale_jax.step import initial_state, make_steps
 from vtscale_jax.tokens import QueryLayout
 from vtscale_jax.types import Kind
 from vtscale_jax.vision import pack_crops
-from vtscale_jax.vlm import VLM, AlignModel, fuse, splice, take_slots
+from vtscale_jax.llm import splice
+from vtscale_jax.vlm import VLM, AlignModel, fuse, take_slots
 
 CONFIG = tiny.model_config()
 LAYOUT = QueryLayout(8, 3, tiny.VOCAB)
@@ -269,12 +272,12 @@ def test_the_frozen_row_of_the_fusion_table_gets_no_gradient(params):
 def test_grouped_queries_equal_repeated_keys():
     rng = np.random.default_rng(2)
     q = jnp.asarray(rng.normal(size=(2, 5, 4, 8)), jnp.float32)
-    k, v = jnp.asarray(rng.normal(size=(2, 2, 5, 2, 8)), jnp.float32)
+    k, v = jnp.asarray(rng.normal(size=(2, 2, 2, 5, 8)), jnp.float32)
     mask = causal_mask(jnp.array([[1, 1, 1, 1, 0], [1, 1, 1, 1, 1]], bool))
     grouped = attend(q, k, v, mask)
-    repeated = attend(q, jnp.repeat(k, 2, axis=2), jnp.repeat(v, 2, axis=2), mask)
+    repeated = attend(q, jnp.repeat(k, 2, axis=1), jnp.repeat(v, 2, axis=1), mask)
     np.testing.assert_allclose(grouped, repeated, atol=1e-6)
-    wrong = attend(q, jnp.tile(k, (1, 1, 2, 1)), jnp.tile(v, (1, 1, 2, 1)), mask)
+    wrong = attend(q, jnp.tile(k, (1, 2, 1, 1)), jnp.tile(v, (1, 2, 1, 1)), mask)
     assert np.abs(np.asarray(grouped - wrong)).max() > 1e-2
 
 

@@ -26,7 +26,10 @@ HOST = (
     *("collate", "loader"),
 )
 TOWERS = ("vision", "text_tower", "fusion", "llm")
-DEVICE = (*("layers", *TOWERS, "vlm", "losses", "stages", "optim", "step", "settings"),)
+DEVICE = (
+    *("rotary", "attention", "layers", *TOWERS, "generate", "vlm", "losses"),
+    *("stages", "optim", "step", "settings"),
+)
 ENTRY = ("assemble", "evaluate", "train", "ask", "sweep")
 SPINE = (HOST[0], "paths", *HOST[1:], *DEVICE, *ENTRY)
 RIBS = (

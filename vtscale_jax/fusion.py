@@ -15,11 +15,13 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from vtscale_jax.attention import causal_mask, sees
 from vtscale_jax.layers import (
     BlockConfig,
+    Caches,
     DecoderBlock,
     RMSNorm,
-    causal_mask,
+    places,
     stack_blocks,
 )
 
@@ -78,11 +80,23 @@ class FusionDecoder(nn.Module):
         return x.astype(c.blocks.dtype)
 
     def __call__(
-        self, x: Float[Array, "B F D"], keep: Bool[Array, "B F"]
-    ) -> Float[Array, "B F D"]:
+        self,
+        x: Float[Array, "B F D"],
+        keep: Bool[Array, "B F"],
+        positions: Int[Array, "B F"] | None = None,
+        caches: Caches | None = None,
+    ) -> tuple[Float[Array, "B F D"], Caches | None]:
+        """States after the final norm. With caches, x goes on at `positions` of rows
+        that were begun before, as in `LLM`: a follow-up question costs its own tokens.
+        """
         # Positions are places in the row: the first vision token is 0 (quirk 11: the
         # reference's option to start at 1 is off by default and not offered).
-        positions = jnp.broadcast_to(jnp.arange(x.shape[1]), x.shape[:2])
+        if positions is None:
+            positions = jnp.broadcast_to(jnp.arange(x.shape[1]), x.shape[:2])
+        if caches is None:
+            mask = causal_mask(keep)
+        else:
+            mask = sees(positions, places(caches), None)[:, None]
         self.sow("intermediates", "input", x)
-        x, _ = self.blocks(x, causal_mask(keep), positions, None)
-        return self.norm(x)
+        x, caches = self.blocks(x, mask, positions, caches)
+        return self.norm(x), caches

@@ -1,18 +1,21 @@
-"""Building blocks of the four transformers: norms, rotary embedding, attention, MLP.
+"""Building blocks of the four transformers: norms, linear maps, self-attention.
 
 Two blocks cover all of them: `EncoderBlock` (CLIP: pre-LayerNorm, biases, quick-GELU)
 for the vision and text towers, `DecoderBlock` (Llama: RMSNorm, rotary, gated MLP,
 grouped-query attention) for the fusion decoder and the language model. `stack_blocks`
-runs N of them as one scanned, optionally rematerialised layer.
+runs N of them as one scanned, optionally rematerialised layer, or one after another.
 """
 
 import dataclasses
-from typing import Any, NamedTuple
+from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
+
+from vtscale_jax.attention import KVCache, attend
+from vtscale_jax.rotary import RopeScaling, rotate
 
 Initializer = nn.initializers.Initializer
 
@@ -22,8 +25,14 @@ class BlockConfig:
     """Size and numerics of one transformer block.
 
     `dtype` is the compute dtype ("float32" or "bfloat16"); parameters keep their own.
-    `num_kv_heads` < `num_heads` is grouped-query attention. `remat` rematerialises each
-    block in the backward pass; `unroll` blocks are laid out per scan step.
+    `num_kv_heads` < `num_heads` is grouped-query attention. Decoders only: `rope_share`
+    of the channels of a head are rotated, `window` is how many places back a token sees
+    (None: all), `qkv_bias` gives the query, key and value projections a bias.
+
+    `remat` rematerialises each block in the backward pass; `unroll` blocks are laid out
+    per scan step. `stacked` False keeps the parameters of every layer apart, which is
+    what generation wants (see `BlockList`). `int8` reads weights that
+    `llm.quantize` made.
     """
 
     width: int
@@ -34,11 +43,17 @@ class BlockConfig:
     head_dim: int = 0
     norm_eps: float = 1e-5
     rope_theta: float = 10000.0
+    rope_scaling: RopeScaling | None = None
+    rope_share: float = 1.0
+    window: int | None = None
+    qkv_bias: bool = False
     activation: str = "silu"
     init_std: float = 0.02
     dtype: str = "float32"
     remat: bool = False
     unroll: int = 1
+    stacked: bool = True
+    int8: bool = False
 
     def __post_init__(self):
         if not self.head_dim:
@@ -105,89 +120,53 @@ class LayerNorm(nn.Module):
         return (x32 * scale + bias).astype(self.dtype)
 
 
-def rotate(
-    x: Float[Array, "B S H C"], positions: Int[Array, "B S"], theta: float
-) -> Float[Array, "B S H C"]:
-    """Rotary position embedding (Su et al., arXiv 2104.09864) in Llama's layout: the
-    first half of the channels is paired with the second half, not with its neighbour.
-    Angles are float32 whatever the dtype of x.
+class Linear(nn.Module):
+    """x·kernel (+ bias) over the last axis, in `dtype`.
+
+    With `int8` the kernel is held as whole numbers of −127…127 and one scale for each
+    output; it is never there in another form than x·`kernel_int8`·`kernel_scale`.
     """
-    half = x.shape[-1] // 2
-    frequencies = theta ** (-jnp.arange(half, dtype=jnp.float32) / half)
-    angles = (
-        positions.astype(jnp.float32)[:, :, None, None] * frequencies
-    )  # [B,S,1,C/2]
-    cos, sin = jnp.cos(angles).astype(x.dtype), jnp.sin(angles).astype(x.dtype)
-    first, second = x[..., :half], x[..., half:]
-    return jnp.concatenate(
-        [first * cos - second * sin, second * cos + first * sin], axis=-1
-    )
+
+    features: int
+    dtype: str
+    bias: bool = False
+    init: Initializer = nn.initializers.normal(0.02)
+    int8: bool = False
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "*B D"]) -> Float[Array, "*B E"]:
+        shape, zeros = (x.shape[-1], self.features), nn.initializers.zeros
+        x = x.astype(self.dtype)
+        if self.int8:
+            whole = self.param("kernel_int8", zeros, shape, jnp.int8)
+            scale = self.param("kernel_scale", nn.initializers.ones, shape[1:])
+            y = (x @ whole.astype(self.dtype)) * scale.astype(self.dtype)
+        else:
+            y = x @ self.param("kernel", self.init, shape).astype(self.dtype)
+        if self.bias:
+            y += self.param("bias", zeros, shape[1:]).astype(self.dtype)
+        return y
 
 
-def causal_mask(keep: Bool[Array, "B S"]) -> Bool[Array, "B 1 S S"]:
-    """Who may look at whom in a right-padded causal row (True = may).
-
-    For keep = [1, 1, 1, 0] (rows are queries, columns keys):
-
-        1 0 0 0
-        1 1 0 0
-        1 1 1 0
-        1 1 1 0    <- a padding query; nothing reads its output
-    """
-    length = keep.shape[-1]
-    causal = jnp.tril(jnp.ones((length, length), bool))
-    return causal[None, None] & keep[:, None, None, :]
+# One for each layer (`stacked` False), or one with all layers in front.
+Caches = KVCache | tuple[KVCache, ...]
 
 
-def attend(
-    q: Float[Array, "B S H C"],
-    k: Float[Array, "B T K C"],
-    v: Float[Array, "B T K C"],
-    mask: Bool[Array, "#B 1 S T"] | None,
-) -> Float[Array, "B S H C"]:
-    """softmax(q·k / √C)·v with H/K query heads sharing each key head.
+def empty_caches(config: BlockConfig, batch_size: int, length: int) -> Caches:
+    """Zeroed caches of `length` places for all layers."""
+    shape = (batch_size, config.num_kv_heads, length, config.head_dim)
 
-    Scores and softmax are float32. A query whose keys are all masked gets their mean:
-    finite, as in the reference, and read by nothing.
-    """
-    B, S, H, C = q.shape
-    K = k.shape[2]
-    G = H // K
-    # Batch and head axes in front and the G query heads of a key head in one axis with
-    # the queries: only the small operands are transposed, never the scores.
-    q = q.reshape(B, S, K, G, C).transpose(0, 2, 3, 1, 4).reshape(B, K, G * S, C)
-    k, v = k.transpose(0, 2, 1, 3), v.transpose(0, 2, 1, 3)
-    scores = jnp.einsum("BKQC,BKTC->BKQT", q, k, preferred_element_type=jnp.float32)
-    scores = scores.reshape(B, K * G, S, -1) * C**-0.5
-    if mask is not None:
-        scores = jnp.where(mask, scores, jnp.finfo(jnp.float32).min)
-    weights = nn.softmax(scores, axis=-1).astype(v.dtype)
-    y = jnp.einsum("BKQT,BKTC->BKQC", weights.reshape(B, K, G * S, -1), v)
-    return y.reshape(B, K, G, S, C).transpose(0, 3, 1, 2, 4).reshape(B, S, H, C)
+    def zeros(*layers: int) -> KVCache:
+        one = jnp.zeros((*layers, *shape), config.dtype)
+        return KVCache(one, jnp.zeros_like(one))
 
-
-class KVCache(NamedTuple):
-    """Keys and values of past positions, one layer or all of them stacked in front."""
-
-    k: Float[Array, "*N B T K C"]
-    v: Float[Array, "*N B T K C"]
-
-    def write(
-        self,
-        k: Float[Array, "B S K C"],
-        v: Float[Array, "B S K C"],
-        positions: Int[Array, "B S"],
-    ) -> "KVCache":
-        """The cache with row b's new keys at `positions[b]` (one layer)."""
-        rows = jnp.arange(k.shape[0])[:, None]
-        return KVCache(
-            self.k.at[rows, positions].set(k.astype(self.k.dtype), mode="drop"),
-            self.v.at[rows, positions].set(v.astype(self.v.dtype), mode="drop"),
-        )
+    if config.stacked:
+        return zeros(config.num_layers)
+    return tuple(zeros() for _ in range(config.num_layers))
 
 
 class SelfAttention(nn.Module):
-    """Projections around `attend`; rotary when `rope`, biases when `bias`.
+    """Projections around `attend`; rotary when `rope`.
 
     Projections (and the MLPs below) see `[B·S, D]`: XLA's CPU backend is about twice
     as fast on the gradients of two-dimensional products, others do not care.
@@ -195,7 +174,8 @@ class SelfAttention(nn.Module):
 
     config: BlockConfig
     rope: bool
-    bias: bool
+    in_bias: bool
+    out_bias: bool
     in_init: Initializer
     out_init: Initializer
 
@@ -212,35 +192,35 @@ class SelfAttention(nn.Module):
         tokens = x.reshape(B * S, D)
 
         def project(name, heads):
-            y = nn.Dense(
-                heads * c.head_dim,
-                use_bias=self.bias,
-                dtype=c.dtype,
-                kernel_init=self.in_init,
-                name=name,
-            )(tokens)
-            return y.reshape(B, S, heads, c.head_dim)
+            size = heads * c.head_dim
+            linear = Linear(
+                size, c.dtype, self.in_bias, self.in_init, c.int8, name=name
+            )
+            return linear(tokens).reshape(B, S, heads, c.head_dim)
 
         q = project("query", c.num_heads)
         k = project("key", c.num_kv_heads)
         v = project("value", c.num_kv_heads)
         if self.rope:
             assert positions is not None, "rotary attention needs positions"
-            q = rotate(q, positions, c.rope_theta)
-            k = rotate(k, positions, c.rope_theta)
+            rope = {"length": S if cache is None else cache.length}
+            rope["share"] = c.rope_share
+            q = rotate(q, positions, c.rope_theta, c.rope_scaling, **rope)
+            k = rotate(k, positions, c.rope_theta, c.rope_scaling, **rope)
+        k, v = k.transpose(0, 2, 1, 3), v.transpose(0, 2, 1, 3)  # [B, K, S, C]
         if cache is not None:
             assert positions is not None, "a cache is written by positions"
             cache = cache.write(k, v, positions)
             k, v = cache.k.astype(c.dtype), cache.v.astype(c.dtype)
         y = attend(q, k, v, mask).reshape(B * S, c.num_heads * c.head_dim)
-        y = nn.Dense(
-            c.width,
-            use_bias=self.bias,
-            dtype=c.dtype,
-            kernel_init=self.out_init,
-            name="out",
-        )(y)
-        return y.reshape(B, S, c.width), cache
+        out = Linear(c.width, c.dtype, self.out_bias, self.out_init, c.int8, name="out")
+        return out(y).reshape(B, S, c.width), cache
+
+
+def places(caches: Caches) -> Int[Array, " T"]:
+    """The numbers of the places of a cache."""
+    one = caches if isinstance(caches, KVCache) else caches[0]
+    return jnp.arange(one.length)
 
 
 class EncoderBlock(nn.Module):
@@ -259,7 +239,8 @@ class EncoderBlock(nn.Module):
         y, _ = SelfAttention(
             c,
             rope=False,
-            bias=True,
+            in_bias=True,
+            out_bias=True,
             in_init=normal(depth_std),
             out_init=normal(c.width**-0.5),
             name="attn",
@@ -267,11 +248,9 @@ class EncoderBlock(nn.Module):
         x = x + y
         y = LayerNorm(c.norm_eps, c.dtype, name="norm2")(x).reshape(-1, c.width)
         up_init = normal((2 * c.width) ** -0.5)
-        y = nn.Dense(c.mlp_width, dtype=c.dtype, kernel_init=up_init, name="up")(y)
+        y = Linear(c.mlp_width, c.dtype, True, up_init, name="up")(y)
         y = ACTIVATIONS[c.activation](y)
-        y = nn.Dense(
-            c.width, dtype=c.dtype, kernel_init=normal(depth_std), name="down"
-        )(y)
+        y = Linear(c.width, c.dtype, True, normal(depth_std), name="down")(y)
         x = x + y.reshape(x.shape)
         self.sow("intermediates", "hidden", x)
         return x, None
@@ -297,13 +276,17 @@ class DecoderBlock(nn.Module):
         init = nn.initializers.normal(c.init_std)
 
         def dense(features, name):
-            return nn.Dense(
-                features, use_bias=False, dtype=c.dtype, kernel_init=init, name=name
-            )
+            return Linear(features, c.dtype, False, init, c.int8, name=name)
 
         y = RMSNorm(c.norm_eps, c.dtype, name="norm1")(x)
         y, cache = SelfAttention(
-            c, rope=True, bias=False, in_init=init, out_init=init, name="attn"
+            c,
+            rope=True,
+            in_bias=c.qkv_bias,
+            out_bias=False,
+            in_init=init,
+            out_init=init,
+            name="attn",
         )(y, mask, positions, cache)
         x = x + y
         y = RMSNorm(c.norm_eps, c.dtype, name="norm2")(x).reshape(-1, c.width)
@@ -315,15 +298,44 @@ class DecoderBlock(nn.Module):
         return x, cache
 
 
+class BlockList(nn.Module):
+    """`config.num_layers` blocks one after another, each with parameters of its own
+    under `layer<i>`.
+
+    Takes longer to compile than a scan, and is faster where one token is decoded at a
+    time: a scan copies every layer's weights out of their stack, and the caches of all
+    layers at every step.
+    """
+
+    block: type[nn.Module]
+    config: BlockConfig
+
+    @nn.compact
+    def __call__(
+        self, x: Float[Array, "B S D"], *args: Any
+    ) -> tuple[Float[Array, "B S D"], Caches | None]:
+        *shared, caches = args if len(args) > 1 else (*args, None)
+        new = []
+        for i in range(self.config.num_layers):
+            own = [] if len(args) == 1 else [None if caches is None else caches[i]]
+            block = self.block(self.config, name=f"layer{i}")
+            x, cache = block(x, *shared, *own)
+            new.append(cache)
+        return x, None if caches is None else tuple(new)
+
+
 def stack_blocks(
     block: type[EncoderBlock] | type[DecoderBlock], config: BlockConfig, name: str
 ) -> nn.Module:
-    """`config.num_layers` blocks as one module with parameters stacked on axis 0.
+    """`config.num_layers` blocks as one module, with parameters stacked on axis 0
+    unless `config.stacked` is False.
 
-    Call it as `stack(x, mask)` or `stack(x, mask, positions, cache)`; it returns
-    (x, stacked caches or None). Hidden states after every block are sown in the
+    Call it as `stack(x, mask)` or `stack(x, mask, positions, caches)`; it returns
+    (x, caches or None). Hidden states after every block are sown in the
     collection "intermediates" and cost nothing unless that collection is asked for.
     """
+    if not config.stacked:
+        return BlockList(block, config, name=name)
     # A decoder's arguments are mask, positions and cache, of which each layer has its
     # own; an encoder's is the mask.
     shared = nn.broadcast

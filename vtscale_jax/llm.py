@@ -4,19 +4,22 @@ It is frozen in every stage of the paper; gradients only pass through it.
 """
 
 import dataclasses
-from typing import NamedTuple
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from vtscale_jax import paths
+from vtscale_jax.attention import causal_mask, sees
 from vtscale_jax.layers import (
     BlockConfig,
+    Caches,
     DecoderBlock,
-    KVCache,
     RMSNorm,
-    causal_mask,
+    places,
     stack_blocks,
 )
 
@@ -36,10 +39,10 @@ class LLMConfig:
 
 
 class LLMOutput(NamedTuple):
-    """States after the final norm, and the cache when one was given."""
+    """States after the final norm, and the caches when some were given."""
 
     hidden: Float[Array, "B S D"]
-    cache: KVCache | None
+    caches: Caches | None
 
 
 class LLM(nn.Module):
@@ -69,25 +72,55 @@ class LLM(nn.Module):
         x: Float[Array, "B S D"],
         keep: Bool[Array, "B S"],
         positions: Int[Array, "B S"] | None = None,
-        cache: KVCache | None = None,
+        caches: Caches | None = None,
     ) -> LLMOutput:
         """Runs the decoder over embeddings x.
 
-        Without a cache, positions default to places in the (right-padded) row. With
-        one, `positions` says where in the cache each row's tokens go, and a token sees
+        Without caches, positions default to places in the (right-padded) row. With
+        them, `positions` says where in its cache each row's tokens go, and a token sees
         every cached place up to its own; `keep` is then not needed, because a row's
         places are written without gaps.
         """
+        blocks = self.config.blocks
         if positions is None:
             positions = jnp.broadcast_to(jnp.arange(x.shape[1]), x.shape[:2])
-        if cache is None:
-            mask = causal_mask(keep)
+        if caches is None:
+            mask = causal_mask(keep, blocks.window)
         else:
-            places = jnp.arange(cache.k.shape[2])
-            mask = (places <= positions[:, :, None])[:, None]
+            mask = sees(positions, places(caches), blocks.window)[:, None]
         self.sow("intermediates", "input", x)
-        x, cache = self.blocks(x, mask, positions, cache)
-        return LLMOutput(self.norm(x), cache)
+        x, caches = self.blocks(x, mask, positions, caches)
+        return LLMOutput(self.norm(x), caches)
+
+    def read(
+        self,
+        ids: Int[Array, "B S"],
+        keep: Bool[Array, "B S"],
+        start: Int[Array, " B"],
+        caches: Caches,
+        vectors: Float[Array, "B K D"] | None = None,
+        slots: Int[Array, "B K"] | None = None,
+    ) -> tuple[Float[Array, "B W"], Caches]:
+        """Logits after the last kept token of each row, and the caches with the row's
+        tokens at places `start[b]` and on.
+
+        `keep` is True on the left of each row; the rest is padding, and a row of
+        padding leaves its cache as it is (its logits mean nothing). `vectors` replace
+        the embeddings at `slots` (see `splice`). Prompts, follow-up turns and single
+        new tokens are all read in this way.
+        """
+        x = self.embed(ids)
+        if vectors is not None:
+            assert slots is not None, "vectors need slots"
+            x = splice(x, vectors, slots)
+        positions = start[:, None] + jnp.arange(ids.shape[1])
+        # Padding is written beyond the end, that is nowhere.
+        positions = jnp.where(keep, positions, places(caches).size)
+        out = self(x, keep, positions, caches)
+        assert out.caches is not None
+        last = jnp.maximum(jnp.sum(keep, axis=1) - 1, 0)
+        hidden = jnp.take_along_axis(out.hidden, last[:, None, None], axis=1)[:, 0]
+        return self.logits(hidden), out.caches
 
     def logits(self, hidden: Float[Array, "*B D"]) -> Float[Array, "*B W"]:
         """Next-token logits in float32."""
@@ -100,8 +133,50 @@ class LLM(nn.Module):
         )
 
 
-def empty_cache(config: LLMConfig, batch_size: int, length: int) -> KVCache:
-    """A zeroed cache of `length` places for all layers."""
-    b = config.blocks
-    shape = (b.num_layers, batch_size, length, b.num_kv_heads, b.head_dim)
-    return KVCache(jnp.zeros(shape, b.dtype), jnp.zeros(shape, b.dtype))
+def splice(
+    embeddings: Float[Array, "B S E"],
+    vectors: Float[Array, "B K E"],
+    slots: Int[Array, "B K"],
+) -> Float[Array, "B S E"]:
+    """Writes vector k of row b at place `slots[b, k]`; places beyond S are dropped.
+
+    The reference scatters through one boolean mask over the flattened batch, where a
+    wrong count in one row shifts every later row. Positions cannot.
+    """
+    rows = jnp.arange(embeddings.shape[0])[:, None]
+    return embeddings.at[rows, slots].set(vectors.astype(embeddings.dtype), mode="drop")
+
+
+def unstack(params: Mapping[str, Any]) -> dict[str, Any]:
+    """The parameters of an `LLM` for `stacked=False`: `blocks` as one tree a layer.
+
+    Layers are copied out one tensor after another; the stacked tensor can be freed when
+    the caller lets go of it.
+    """
+    layers: dict[str, dict[str, Any]] = {}
+    for path, leaf in paths.flatten(params["blocks"]).items():
+        for i in range(leaf.shape[0]):
+            layers.setdefault(f"layer{i}", {})[path] = leaf[i]
+    blocks = {name: paths.unflatten(layer) for name, layer in layers.items()}
+    return {**params, "blocks": blocks}
+
+
+def quantize(params: Mapping[str, Any]) -> dict[str, Any]:
+    """The parameters of an `LLM` for `int8=True`: every kernel of the blocks as
+    `kernel_int8` and `kernel_scale`.
+
+    A scale is the largest magnitude among the weights of one output, over 127 (round to
+    nearest, symmetric). Embeddings, head and norms stay as they are.
+    """
+    flat: dict[str, Any] = {}
+    for path, leaf in paths.flatten(params["blocks"]).items():
+        if not path.endswith("/kernel"):
+            flat[path] = leaf
+            continue
+        wide = jnp.asarray(leaf, jnp.float32)
+        scale = jnp.max(jnp.abs(wide), axis=-2) / 127
+        # A column of zeros has no scale of its own.
+        whole = jnp.round(wide / jnp.where(scale > 0, scale, 1)[..., None, :])
+        flat[f"{path}_int8"] = whole.astype(jnp.int8)
+        flat[f"{path}_scale"] = scale
+    return {**params, "blocks": paths.unflatten(flat)}

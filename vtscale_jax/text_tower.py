@@ -9,13 +9,8 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from vtscale_jax.layers import (
-    BlockConfig,
-    EncoderBlock,
-    LayerNorm,
-    causal_mask,
-    stack_blocks,
-)
+from vtscale_jax.attention import causal_mask
+from vtscale_jax.layers import BlockConfig, EncoderBlock, LayerNorm, stack_blocks
 
 
 @dataclasses.dataclass(frozen=True)

@@ -20,8 +20,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from vtscale_jax.fusion import FusionConfig, FusionDecoder
-from vtscale_jax.layers import KVCache
-from vtscale_jax.llm import LLM, LLMConfig
+from vtscale_jax.layers import Caches, places
+from vtscale_jax.llm import LLM, LLMConfig, splice
 from vtscale_jax.text_tower import TextConfig, TextTower
 from vtscale_jax.types import Batch, FusionInput, Kind, LLMInput
 from vtscale_jax.vision import VisionConfig, VisionTower, pack_crops
@@ -52,10 +52,13 @@ def fuse(
 
     A sample without crops has a row of kind PAD: fully masked, finite, read by nothing.
     """
-    tokens = vision(inputs.crops).tokens
-    rows = fusion.embed(inputs.ids)
-    rows = pack_crops(tokens, rows, inputs.crop_row, inputs.crop_rank)
-    return fusion(rows, (inputs.kinds & Kind.PAD) == 0)
+    rows = pack_crops(
+        vision(inputs.crops).tokens,
+        fusion.embed(inputs.ids),
+        inputs.crop_row,
+        inputs.crop_rank,
+    )
+    return fusion(rows, (inputs.kinds & Kind.PAD) == 0)[0]
 
 
 def take_slots(
@@ -71,8 +74,8 @@ def take_slots(
 class VLM(nn.Module):
     """vision → fusion → projector → splice → llm.
 
-    Called on a batch it returns logits at its loss positions. `embed_prompt` and
-    `decode` are the two halves of generation.
+    Called on a batch it returns logits at its loss positions. Generation has the LLM
+    alone read `query_vectors` (see `generate`).
     """
 
     config: ModelConfig
@@ -103,11 +106,44 @@ class VLM(nn.Module):
         self, fusion_input: FusionInput, llm_input: LLMInput
     ) -> Float[Array, "B S E"]:
         """LLM input embeddings with fused vision tokens in the places of the blocks."""
-        states = fuse(self.vision, self.fusion, fusion_input)
-        vectors = self.projector(take_slots(states, fusion_input.slots))
-        self.sow("intermediates", "fused", states)
-        self.sow("intermediates", "projected", vectors)
+        vectors = self.query_vectors(fusion_input)
         return splice(self.llm.embed(llm_input.ids), vectors, llm_input.slots)
+
+    def query_vectors(self, inputs: FusionInput) -> Float[Array, "B K E"]:
+        """What the LLM sees of the images: fusion outputs at the query slots,
+        projected."""
+        states = fuse(self.vision, self.fusion, inputs)
+        self.sow("intermediates", "fused", states)
+        vectors = self.projector(take_slots(states, inputs.slots))
+        self.sow("intermediates", "projected", vectors)
+        return vectors
+
+    def look(self, crops: Float[Array, "C height width 3"]) -> Float[Array, "C T D"]:
+        """Vision tokens of crops: the first half of `query_vectors`."""
+        return self.vision(crops).tokens
+
+    def ask(
+        self,
+        inputs: FusionInput,
+        tokens: Float[Array, "C T D"] | None,
+        start: Int[Array, " B"],
+        caches: Caches,
+    ) -> tuple[Float[Array, "B K E"], Caches]:
+        """The second half: query vectors of rows that go on at places `start`, and the
+        fusion caches after them.
+
+        A first question brings the vision tokens (`inputs.crops` is not read again); a
+        follow-up has None and its own tokens only, slots counted in `inputs`.
+        """
+        rows = self.fusion.embed(inputs.ids)
+        if tokens is not None:
+            rows = pack_crops(tokens, rows, inputs.crop_row, inputs.crop_rank)
+        keep = (inputs.kinds & Kind.PAD) == 0
+        positions = start[:, None] + jnp.arange(inputs.ids.shape[1])
+        positions = jnp.where(keep, positions, places(caches).size)
+        states, new = self.fusion(rows, keep, positions, caches)
+        assert new is not None
+        return self.projector(take_slots(states, inputs.slots)), new
 
     def hidden(
         self, fusion_input: FusionInput, llm_input: LLMInput
@@ -119,44 +155,6 @@ class VLM(nn.Module):
     def logits(self, hidden: Float[Array, "*B D"]) -> Float[Array, "*B W"]:
         """Next-token logits of LLM states."""
         return self.llm.logits(hidden)
-
-    def prefill(
-        self, fusion_input: FusionInput, llm_input: LLMInput, cache: KVCache
-    ) -> tuple[Float[Array, "B W"], KVCache]:
-        """Logits after each prompt's last token, and the filled cache."""
-        x = self.embed_prompt(fusion_input, llm_input)
-        keep = (llm_input.kinds & Kind.PAD) == 0
-        positions = jnp.broadcast_to(jnp.arange(x.shape[1]), x.shape[:2])
-        # Padding is written out of the cache (dropped), so that places stay gapless.
-        positions = jnp.where(keep, positions, cache.k.shape[2])
-        out = self.llm(x, keep, positions, cache)
-        assert out.cache is not None
-        last = jnp.sum(keep, axis=1) - 1
-        hidden = jnp.take_along_axis(out.hidden, last[:, None, None], axis=1)[:, 0]
-        return self.llm.logits(hidden), out.cache
-
-    def decode(
-        self, ids: Int[Array, " B"], positions: Int[Array, " B"], cache: KVCache
-    ) -> tuple[Float[Array, "B W"], KVCache]:
-        """One step: the logits that follow `ids` standing at `positions`."""
-        keep = jnp.ones((ids.shape[0], 1), bool)
-        out = self.llm(self.llm.embed(ids[:, None]), keep, positions[:, None], cache)
-        assert out.cache is not None
-        return self.llm.logits(out.hidden[:, 0]), out.cache
-
-
-def splice(
-    embeddings: Float[Array, "B S E"],
-    vectors: Float[Array, "B K E"],
-    slots: Int[Array, "B K"],
-) -> Float[Array, "B S E"]:
-    """Writes vector k of row b at place `slots[b, k]`; places beyond S are dropped.
-
-    The reference scatters through one boolean mask over the flattened batch, where a
-    wrong count in one row shifts every later row. Positions cannot.
-    """
-    rows = jnp.arange(embeddings.shape[0])[:, None]
-    return embeddings.at[rows, slots].set(vectors.astype(embeddings.dtype), mode="drop")
 
 
 class AlignOutput(NamedTuple):

@@ -1,15 +1,14 @@
-"""Greedy decoding of a batch of prompts: one prefill, then one step per token."""
+"""Greedy answers to a batch of prompts, and their text."""
 
 import functools
 from typing import NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Int
 from transformers import PreTrainedTokenizerBase
 
-from vtscale_jax.llm import empty_cache
+from vtscale_jax.generate import generate
 from vtscale_jax.types import Batch, Kind
 from vtscale_jax.vlm import VLM, ModelConfig
 
@@ -25,36 +24,22 @@ def greedy(
 ) -> Int[Array, "B N"]:
     """The most likely continuation of every prompt of the batch, token by token.
 
-    Prompts are right-padded and may differ in length: row b's tokens go on at its own
-    end. After ⟨eos⟩ a row is filled with `eos_id`; decoding ends when all rows have
-    ended or `max_new_tokens` are made. Vision and fusion run once.
+    Prompts are right-padded and may differ in length. After ⟨eos⟩ a row is filled with
+    `eos_id`. Vision and fusion run once.
     """
-    model = VLM(config)
-    num_rows, length = batch.llm.ids.shape
-    cache = empty_cache(config.llm, num_rows, length + max_new_tokens)
-    variables = {"params": params}
-    logits, cache = model.apply(
-        variables, batch.fusion, batch.llm, cache, method=VLM.prefill
+    vectors = VLM(config).apply(
+        {"params": params}, batch.fusion, method=VLM.query_vectors
     )
-    lengths = jnp.sum((batch.llm.kinds & Kind.PAD) == 0, axis=1)
-    tokens = jnp.full((num_rows, max_new_tokens), eos_id, jnp.int32)
-
-    def unfinished(carry):
-        step, _, _, ended, _ = carry
-        return (step < max_new_tokens) & ~jnp.all(ended)
-
-    def one_step(carry):
-        step, logits, cache, ended, tokens = carry
-        chosen = jnp.where(ended, eos_id, jnp.argmax(logits, axis=-1))
-        tokens = tokens.at[:, step].set(chosen)
-        ended |= chosen == eos_id
-        logits, cache = model.apply(
-            variables, chosen, lengths + step, cache, method=VLM.decode
-        )
-        return step + 1, logits, cache, ended, tokens
-
-    start = (0, logits, cache, jnp.zeros(num_rows, bool), tokens)
-    return jax.lax.while_loop(unfinished, one_step, start)[-1]
+    return generate(
+        params["llm"],
+        batch.llm.ids,
+        (batch.llm.kinds & Kind.PAD) == 0,
+        vectors,
+        batch.llm.slots,
+        config=config.llm,
+        max_new_tokens=max_new_tokens,
+        eos_ids=(eos_id,),
+    )
 
 
 class Answer(NamedTuple):

@@ -14,13 +14,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from vtscale_jax.attention import causal_mask
 from vtscale_jax.layers import (
     BlockConfig,
     DecoderBlock,
     EncoderBlock,
     LayerNorm,
     RMSNorm,
-    causal_mask,
     stack_blocks,
 )
 

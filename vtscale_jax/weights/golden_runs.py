@@ -14,7 +14,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from vtscale_jax import losses
-from vtscale_jax.llm import LLM, empty_cache
+from vtscale_jax.layers import empty_caches
+from vtscale_jax.llm import LLM
 from vtscale_jax.stages import align_terms
 from vtscale_jax.types import Batch, Kind
 from vtscale_jax.vision import VisionConfig, VisionTower
@@ -255,17 +256,15 @@ def vlm_answers(config: ModelConfig, params: Params, batch: Batch) -> Answers:
     return Answers(values, exported, (tower,))
 
 
-@functools.partial(jax.jit, static_argnames=("config", "length"))
-def _prefill(config: ModelConfig, length: int, params: Params, batch: Batch) -> Any:
-    cache = empty_cache(config.llm, batch.fusion.ids.shape[0], length)
-    return VLM(config).apply(
-        {"params": params}, batch.fusion, batch.llm, cache, method="prefill"
-    )
+@functools.partial(jax.jit, static_argnames="config")
+def _query_vectors(config: ModelConfig, params: Params, batch: Batch) -> Any:
+    model = VLM(config)
+    return model.apply({"params": params}, batch.fusion, method="query_vectors")
 
 
 @functools.partial(jax.jit, static_argnames="config")
-def _decode(config: ModelConfig, params: Params, *inputs: Any) -> Any:
-    return VLM(config).apply({"params": params}, *inputs, method="decode")
+def _read(config: ModelConfig, params: Params, *inputs: Any) -> Any:
+    return LLM(config.llm).apply({"params": params["llm"]}, *inputs, method="read")
 
 
 @functools.partial(jax.jit, static_argnames="config")
@@ -289,12 +288,18 @@ def greedy_answers(
             "without padding"
         )
     prompt = asked.ids.shape[1]
-    logits, cache = _prefill(config, prompt + num_tokens, params, batch)
+    vectors = _query_vectors(config, params, batch)
+    caches = empty_caches(config.llm.blocks, 1, prompt + num_tokens)
+    start = jnp.zeros(1, jnp.int32)
+    logits, caches = _read(
+        *(config, params, asked.ids, asked.ids >= 0, start, caches),
+        *(vectors, asked.slots),
+    )
     steps = [logits]
     for i in range(num_tokens - 1):
-        token = jnp.argmax(steps[-1], axis=-1)
+        token = jnp.argmax(steps[-1], axis=-1)[:, None]
         at = jnp.full(1, prompt + i)
-        logits, cache = _decode(config, params, token, at, cache)
+        logits, caches = _read(config, params, token, token >= 0, at, caches)
         steps.append(logits)
     cached = np.concatenate(steps)  # [tokens, W]
     tokens = cached.argmax(axis=-1)
