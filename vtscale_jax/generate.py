@@ -69,12 +69,12 @@ class State(NamedTuple):
 
 def begin(config: LLMConfig, batch_size: int, length: int, seed: int = 0) -> State:
     """Empty rows with room for `length` tokens each, prompts and answers together."""
-    zeros = jnp.zeros(batch_size, jnp.int32)
+    # Buffers of their own each: they are donated.
     return State(
         empty_caches(config.blocks, batch_size, length),
-        zeros,
-        zeros,
-        zeros > 0,
+        jnp.zeros(batch_size, jnp.int32),
+        jnp.zeros(batch_size, jnp.int32),
+        jnp.zeros(batch_size, bool),
         jax.random.split(jax.random.key(seed), batch_size),
     )
 
@@ -111,11 +111,13 @@ def _advance(
     eos_ids: tuple[int, ...],
 ) -> State:
     """Reads tokens and chooses the next one of every row that has any."""
-    logits, caches = LLM(config).apply(
+    # flax does not say what an applied method returns.
+    read_by: Any = LLM(config).apply(
         {"params": params},
         *(ids, keep, state.lengths, state.caches, vectors, slots),
         method=LLM.read,
     )
+    logits, caches = read_by
     lengths = state.lengths + jnp.sum(keep, axis=1, dtype=jnp.int32)
     keys = jax.vmap(jax.random.fold_in)(state.keys, lengths)
     chosen = jnp.where(keep[:, 0], choose(logits, sampling, keys), state.ids)

@@ -7,6 +7,7 @@ runs N of them as one scanned, optionally rematerialised layer, or one after ano
 """
 
 import dataclasses
+import functools
 from typing import Any
 
 import flax.linen as nn
@@ -203,10 +204,15 @@ class SelfAttention(nn.Module):
         v = project("value", c.num_kv_heads)
         if self.rope:
             assert positions is not None, "rotary attention needs positions"
-            rope = {"length": S if cache is None else cache.length}
-            rope["share"] = c.rope_share
-            q = rotate(q, positions, c.rope_theta, c.rope_scaling, **rope)
-            k = rotate(k, positions, c.rope_theta, c.rope_scaling, **rope)
+            turn = functools.partial(
+                rotate,
+                positions=positions,
+                theta=c.rope_theta,
+                scaling=c.rope_scaling,
+                length=S if cache is None else cache.length,
+                share=c.rope_share,
+            )
+            q, k = turn(q), turn(k)
         k, v = k.transpose(0, 2, 1, 3), v.transpose(0, 2, 1, 3)  # [B, K, S, C]
         if cache is not None:
             assert positions is not None, "a cache is written by positions"

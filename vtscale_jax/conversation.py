@@ -1,0 +1,329 @@
+"""Conversations: about an image with a whole model, or in text with a language model.
+
+Each question is answered in the light of those before. The vision tower runs once for
+an image, the fusion decoder reads each question once, and the language model reads what
+is new. Both kinds have
+
+    reply = conversation.ask("What is shown?")
+    for piece in reply: print(piece.text, end="")
+    conversation.timing
+"""
+
+import functools
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple, cast
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from transformers import PreTrainedTokenizerBase
+
+from vtscale_jax.generate import Sampling
+from vtscale_jax.layers import empty_caches
+from vtscale_jax.loader import Encoding
+from vtscale_jax.stream import ConversationError, Reply, Row, Vectors, padded_length
+from vtscale_jax.tokens import (
+    QueryLayout,
+    Tokenizer,
+    fusion_sequence,
+    fusion_slots,
+    llm_sequence,
+    llm_slots,
+)
+from vtscale_jax.types import FusionInput, Kind, Record, TokenSequence, Turn
+from vtscale_jax.views import ImageLike, load_image, make_views
+from vtscale_jax.vlm import VLM, ModelConfig
+
+FUSION_ROOM = 1024  # places for follow-up questions and their queries
+
+
+class Timing(NamedTuple):
+    """Seconds until the first token of an answer was there, by part, and what was read.
+
+    `views` is preparing the image, `vision` the vision tower, `fusion` the fusion
+    decoder, `prefill` the language model's reading of `num_read` of the
+    `num_tokens` tokens of the conversation. A part that was not needed took 0.
+    """
+
+    views: float
+    vision: float
+    fusion: float
+    prefill: float
+    num_read: int
+    num_tokens: int
+
+    @property
+    def first_token(self) -> float:
+        """All parts together: the time to the first token."""
+        return self.views + self.vision + self.fusion + self.prefill
+
+
+class Answering(NamedTuple):
+    """How answers are made: see `generate.Sampling` and `stream.Reply`.
+
+    `limit` is the number of positions that the language model was trained for, or None
+    where nobody said.
+    """
+
+    most: int = 256
+    sampling: Sampling = Sampling()
+    seed: int = 0
+    stop: tuple[str, ...] = ()
+    eos_ids: tuple[int, ...] = ()
+    limit: int | None = None
+
+    def row(self, params: Mapping[str, Any], config: Any) -> Row:
+        """An empty row to be answered so."""
+        return Row(
+            params,
+            config,
+            eos_ids=self.eos_ids,
+            sampling=self.sampling,
+            seed=self.seed,
+            limit=self.limit,
+        )
+
+
+def timed(work: Callable[[], Any]) -> tuple[Any, float]:
+    """What `work` gives, computed to its end, and the seconds that took."""
+    started = time.perf_counter()
+    result = jax.block_until_ready(work())
+    return result, time.perf_counter() - started
+
+
+class TextConversation:
+    """Questions to a language model, in its tokenizer's own chat template.
+
+    Raises ConversationError where the tokenizer has none: a base model that was not
+    trained to talk.
+    """
+
+    def __init__(
+        self,
+        params: Mapping[str, Any],
+        config: Any,
+        tokenizer: PreTrainedTokenizerBase,
+        answering: Answering,
+        system: str | None = None,
+    ) -> None:
+        if not tokenizer.chat_template:
+            raise ConversationError(
+                "the tokenizer has no chat template, so nobody knows how to put a "
+                "question to this model; take an instruction-tuned one, or set "
+                "chat_template in its tokenizer_config.json"
+            )
+        self._tokenizer = tokenizer
+        self._answering = answering
+        self._row = answering.row(params, config)
+        self._said: list[dict[str, str]] = []
+        if system is not None:
+            self._said.append({"role": "system", "content": system})
+        self._reply: Reply | None = None
+        self.timing = Timing(0, 0, 0, 0, 0, 0)
+
+    def ask(self, question: str) -> Reply:
+        """Reads a question (after the answer before it has been taken); iterate over
+        the reply for the answer."""
+        if self._reply is not None:
+            self._said.append({"role": "assistant", "content": self._reply.text})
+        asked = [*self._said, {"role": "user", "content": question}]
+        text: Any = self._tokenizer.apply_chat_template(
+            asked, add_generation_prompt=True, tokenize=False
+        )
+        ids = self._tokenizer.encode(text, add_special_tokens=False)
+        answering = self._answering
+        read, seconds = timed(lambda: self._row.read(ids, answering.most))
+        self._said = asked
+        self.timing = Timing(0, 0, 0, seconds, read, len(ids))
+        self._reply = Reply(
+            self._row,
+            self._tokenizer,
+            answering.most,
+            answering.eos_ids,
+            answering.stop,
+        )
+        return self._reply
+
+
+@functools.partial(jax.jit, static_argnames="config")
+def _look(params: Mapping[str, Any], crops: jax.Array, *, config: ModelConfig) -> Any:
+    return VLM(config).apply({"params": params}, crops, method=VLM.look)
+
+
+@functools.partial(jax.jit, static_argnames="config", donate_argnames="caches")
+def _ask(
+    params: Mapping[str, Any],
+    inputs: FusionInput,
+    tokens: jax.Array | None,
+    start: jax.Array,
+    caches: Any,
+    *,
+    config: ModelConfig,
+) -> Any:
+    return VLM(config).apply(
+        {"params": params}, inputs, tokens, start, caches, method=VLM.ask
+    )
+
+
+class ImageConversation:
+    """Questions about one image, or about none, to the whole model.
+
+    `params` are those of a `VLM` with `config`, and `encoding` and `layout` those of
+    its run: the first question has M query tokens, each later one N.
+    """
+
+    def __init__(
+        self,
+        params: Mapping[str, Any],
+        config: ModelConfig,
+        encoding: Encoding,
+        layout: QueryLayout,
+        image: ImageLike | None,
+        answering: Answering,
+    ) -> None:
+        self._params = {
+            name: params[name] for name in ("vision", "fusion", "projector")
+        }
+        self._config = config
+        self._encoding = encoding
+        self._layout = layout
+        self._answering = answering
+        self._row = answering.row(params["llm"], config.llm)
+        self._turns: tuple[Turn, ...] = ()
+        self._reply: Reply | None = None
+        self._image = image
+        self._caches: Any = None
+        self._fused = 0  # places of the fusion decoder's row that are filled
+        self._vectors: Any = None
+        self.timing = Timing(0, 0, 0, 0, 0, 0)
+
+    def ask(self, question: str) -> Reply:
+        """Reads a question (after the answer before it has been taken); iterate over
+        the reply for the answer. Raises ValueError, naming what is wrong, for an image
+        that cannot be read or a conversation that is too long."""
+        turns = self._turns
+        if self._reply is not None:
+            turns = (*turns[:-1], turns[-1]._replace(answer=self._reply.text))
+            _check_answer(turns[-1])
+        turns = (*turns, Turn(question, ""))
+        encoding, answering = self._encoding, self._answering
+        has_image = self._image is not None
+        # Only whether there is an image matters to the sequences.
+        record = Record("question", "image" if has_image else None, turns)
+        tokenizer = cast(PreTrainedTokenizerBase, encoding.llm_tokenizer)
+        sequence = llm_sequence(
+            record, cast(Tokenizer, tokenizer), str(encoding.template), self._layout
+        )
+        self._row.check(len(sequence.ids), answering.most)  # before anything is fused
+        views = vision = fusion = 0.0
+        vectors = None
+        if has_image:
+            views, vision, fusion = self._fuse(record)
+            vectors = Vectors(self._vectors, llm_slots(sequence))
+        ids = sequence.ids.tolist()
+        read, prefill = timed(lambda: self._row.read(ids, answering.most, vectors))
+        self._turns = turns
+        self.timing = Timing(views, vision, fusion, prefill, read, len(ids))
+        self._reply = Reply(
+            self._row, tokenizer, answering.most, answering.eos_ids, answering.stop
+        )
+        return self._reply
+
+    def _fuse(self, record: Record) -> tuple[float, float, float]:
+        """Appends the query vectors of the last question; the seconds it took."""
+        encoding, layout = self._encoding, self._layout
+        whole = fusion_sequence(
+            record,
+            encoding.fusion_tokenizer,
+            layout,
+            question=encoding.question,
+            template=encoding.template if encoding.question == "templated" else None,
+            fixed_text=encoding.fixed_text,
+        )
+        tokens, views, vision = None, 0.0, 0.0
+        crops = np.zeros((0, 1, 1, 3), np.float32)
+        if self._caches is None:  # also after an interrupted question
+            assert self._image is not None
+            self._fused = 0
+            started = time.perf_counter()
+            crops = make_views(
+                load_image(self._image),
+                view_size=encoding.view_size,
+                max_local_views=encoding.max_local_views,
+            )
+            views = time.perf_counter() - started
+            tokens, vision = timed(
+                lambda: _look(self._params, crops, config=self._config)
+            )
+            self._num_seen = tokens.shape[0] * tokens.shape[1]
+            room = padded_length(self._num_seen + len(whole.ids)) + FUSION_ROOM
+            self._caches = empty_caches(self._config.fusion.blocks, 1, room)
+            self._room = room
+        seen = self._num_seen if tokens is not None else 0
+        begun = max(self._fused - self._num_seen, 0)
+        new = TokenSequence(whole.ids[begun:], whole.kinds[begun:])
+        if self._fused + seen + len(new.ids) > self._room:
+            raise ConversationError(
+                f"the fusion decoder has room for {self._room} tokens, but the image "
+                f"and {len(record.turns)} questions need "
+                f"{self._fused + seen + len(new.ids)}: begin a new conversation"
+            )
+        inputs = _fusion_input(crops, seen, new)
+        start = jnp.full(1, self._fused, jnp.int32)
+        caches, self._caches = self._caches, None
+        (vectors, self._caches), fusion = timed(
+            lambda: _ask(
+                self._params, inputs, tokens, start, caches, config=self._config
+            )
+        )
+        self._fused += seen + len(new.ids)
+        vectors = vectors[0]
+        if tokens is None:
+            vectors = jnp.concatenate([self._vectors, vectors])
+        self._vectors = vectors
+        return views, vision, fusion
+
+
+def _fusion_input(
+    crops: np.ndarray, num_seen: int, sequence: TokenSequence
+) -> FusionInput:
+    """One row of the fusion decoder: vision tokens, if any are new, then a question."""
+    used = num_seen + len(sequence.ids)
+    length = num_seen + padded_length(len(sequence.ids))
+    ids = np.zeros((1, length), np.int32)
+    kinds = np.full((1, length), int(Kind.PAD), np.int32)
+    kinds[0, :num_seen] = int(Kind.IMG)
+    ids[0, num_seen:used], kinds[0, num_seen:used] = sequence
+    return FusionInput(
+        crops=np.zeros((0, 1, 1, 3), np.float32),  # seen already: not read again
+        crop_row=np.zeros(len(crops), np.int32),
+        crop_rank=np.arange(len(crops), dtype=np.int32),
+        ids=ids,
+        kinds=kinds,
+        slots=(num_seen + fusion_slots(sequence))[None],
+    )
+
+
+def _check_answer(turn: Turn) -> None:
+    if not turn.answer:
+        raise ConversationError(
+            f"the model gave no answer to {turn.question!r}, so there is nothing to "
+            "follow up: begin a new conversation"
+        )
+
+
+def end_ids(
+    tokenizer: PreTrainedTokenizerBase, more: Sequence[int] = ()
+) -> tuple[int, ...]:
+    """The tokens that end an answer: the tokenizer's own, and `more` of the model's
+    config. ConversationError when there is none."""
+    own: Any = tokenizer.eos_token_id
+    found: list[int] = [] if own is None else [own]
+    found += [one for one in more if one not in found]
+    if not found:
+        raise ConversationError(
+            "the tokenizer has no end-of-sequence token, so no answer would end: set "
+            "eos_token in its tokenizer_config.json"
+        )
+    return tuple(found)
