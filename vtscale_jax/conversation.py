@@ -170,7 +170,8 @@ class ImageConversation:
     """Questions about one image, or about none, to the whole model.
 
     `params` are those of a `VLM` with `config`, and `encoding` and `layout` those of
-    its run: the first question has M query tokens, each later one N.
+    its run: the first question has M query tokens, each later one N. Raises
+    ConversationError for no image where the run had one with every question.
     """
 
     def __init__(
@@ -182,6 +183,11 @@ class ImageConversation:
         image: ImageLike | None,
         answering: Answering,
     ) -> None:
+        if image is None and encoding.require_image:
+            raise ConversationError(
+                "the model was trained with an image for every question: give one "
+                "(--image FILE)"
+            )
         self._params = {
             name: params[name] for name in ("vision", "fusion", "projector")
         }

@@ -7,13 +7,12 @@ answer is that of the whole conversation read anew.
 
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
-from transformers import PreTrainedTokenizerBase
 
 from vtscale_jax import generate
 from vtscale_jax.generate import GREEDY, Sampling
@@ -25,6 +24,24 @@ CHUNK = 8  # tokens made between two looks at the text
 
 class ConversationError(ValueError):
     """A conversation that cannot go on, or a model that cannot have one."""
+
+
+@runtime_checkable
+class Writer(Protocol):
+    """What makes an answer's tokens: a `Row`."""
+
+    def write(self, most: int) -> Iterator[list[int]]:
+        """At most `most` tokens in chunks."""
+        ...
+
+
+@runtime_checkable
+class Decoder(Protocol):
+    """What is asked of a tokenizer here."""
+
+    def decode(self, token_ids: list[int], *, skip_special_tokens: bool) -> Any:
+        """The text of tokens."""
+        ...
 
 
 class Vectors(NamedTuple):
@@ -194,8 +211,8 @@ class Reply:
 
     def __init__(
         self,
-        row: Row,
-        tokenizer: PreTrainedTokenizerBase,
+        row: Writer,
+        tokenizer: Decoder,
         most: int,
         eos_ids: tuple[int, ...],
         stop: Sequence[str] = (),
