@@ -172,24 +172,18 @@ def embedded(stage: str) -> dict:
 
 
 def smol(stage: str) -> dict:
-    """SmolLM2-135M-Instruct, frozen, with a small CLIP on large pages whose small
-    digits need the local views."""
+    """SmolLM2-135M-Instruct, frozen, behind the shipped vision tower and fusion decoder
+    on pages of four times the area: 192 pixels, 36 local views.
+
+    The shipped ones are aligned already, so that finetune begins from them. Another
+    CLIP: `stage=align` with weights.clip=FOLDER, whose sizes are taken from it.
+    """
+    base = embedded(stage)
+    small = base["model"]
     return {
         "model": {
-            "dtype": "auto",
-            "llm_param_dtype": "auto",
+            **small,
             "remat": True,
-            "unroll": 1,
-            "vision": {
-                "image_size": 112,
-                "patch_size": 14,
-                "blocks": _clip(384, 1536, 6, 8),
-            },
-            "fusion": {
-                "vocab_size": 70,
-                "frozen_id": NONE_INT,
-                "blocks": _fusion(384, 1536, 8),
-            },
             "llm": {
                 "vocab_size": 49152,
                 "tie_embeddings": True,
@@ -203,25 +197,26 @@ def smol(stage: str) -> dict:
                     rope_theta=100000.0,
                 ),
             },
-            "text": {
-                "vocab_size": 70,
-                "max_length": 64,
-                "projection_width": 256,
-                "blocks": _clip(256, 1024, 4, 4),
-            },
         },
         "weights": {
-            "clip": "fresh",
-            "llm": "HuggingFaceTB/SmolLM2-135M-Instruct",
-            "init_from": "runs/m256-smol-finetune" if stage == "adapt" else "",
-            "tokenizer": "HuggingFaceTB/SmolLM2-135M-Instruct",
-            "fusion_tokenizer": "embedded",
+            "clip": "embedded",
+            "llm": "smollm2-135m",
+            "init_from": {
+                "align": "",
+                "finetune": "embedded",
+                "adapt": "runs/m256-smol-finetune",
+            }[stage],
+            "tokenizer": "llm",
+            "fusion_tokenizer": "clip",
         },
         "data": _data(
             stage,
             "digit_pages",
-            *(336, 0.25, 0.4),
-            template="chatml",
+            # A digit is as large as on the small pages, and the page holds more white.
+            *(192, 0.25, 0.375),
+            families=base["data"]["families"],
+            max_local_views=36,
+            template="smollm2",
             batch_size=32,
             require_image=True,
             num_threads=4,
@@ -280,8 +275,8 @@ def paper(stage: str) -> dict:
             "clip": "openai/clip-vit-large-patch14-336",
             "llm": "meta-llama/Llama-2-7b-chat-hf",
             "init_from": "runs/m256-paper-finetune" if stage == "adapt" else "",
-            "tokenizer": "meta-llama/Llama-2-7b-chat-hf",
-            "fusion_tokenizer": "openai/clip-vit-large-patch14-336",
+            "tokenizer": "llm",
+            "fusion_tokenizer": "clip",
         },
         "data": _data(
             stage,

@@ -15,13 +15,13 @@ from vtscale_jax.conversation import (
     ConversationError,
     ImageConversation,
     TextConversation,
-    end_ids,
 )
 from vtscale_jax.embedded.vocabulary import build_tokenizer
 from vtscale_jax.eval.decoding import greedy
 from vtscale_jax.llm import unstack
 from vtscale_jax.loader import encode
 from vtscale_jax.stages import get_stage
+from vtscale_jax.tokens import end_ids
 from vtscale_jax.types import Turn
 from vtscale_jax.weights import starting
 
@@ -221,5 +221,5 @@ def test_end_tokens_come_from_tokenizer_and_config():
     tokenizer = build_tokenizer()
     assert end_ids(tokenizer, (5, 2)) == (2, 5)
     tokenizer.eos_token = None
-    with pytest.raises(ConversationError, match="eos_token"):
+    with pytest.raises(ValueError, match="eos_token"):
         end_ids(tokenizer)

@@ -30,7 +30,10 @@ DEVICE = (
     *("rotary", "attention", "layers", *TOWERS, "generate", "vlm", "losses"),
     *("stages", "optim", "step", "settings"),
 )
-ENTRY = ("assemble", "evaluate", "train", "ask", "sweep")
+ENTRY = (
+    *("assemble", "evaluate", "train"),
+    *("stream", "conversation", "trained", "ask", "sweep"),
+)
 SPINE = (HOST[0], "paths", *HOST[1:], *DEVICE, *ENTRY)
 RIBS = (
     *("embedded", "weights", "report", "parallel", "eval"),

@@ -24,7 +24,8 @@ from vtscale_jax.step import initial_state
 from vtscale_jax.train import _next_step, train
 from vtscale_jax.types import Kind
 from vtscale_jax.weights.checkpoints import CheckpointError, Checkpoints
-from vtscale_jax.weights.starting import WeightsError, resize_queries, shipped
+from vtscale_jax.weights.rows import resize_rows
+from vtscale_jax.weights.starting import WeightsError, shipped
 
 
 @pytest.fixture(scope="module")
@@ -99,6 +100,12 @@ def test_an_interrupted_run_ends_with_the_same_parameters(adapted, tmp_path, cap
     assert train_rows == [1, 2, 3, 4, 5, 6]
 
 
+# Reading stops at the damage, with the other arrays' readers not yet awaited; the
+# collector may find them in here.
+ABANDONED = "ignore::pytest.PytestUnraisableExceptionWarning"
+
+
+@pytest.mark.filterwarnings(ABANDONED)
 @pytest.mark.parametrize("where", [1, 2, 3])
 def test_a_corrupted_checkpoint_falls_back_to_the_one_before(
     adapted, tmp_path, capsys, where
@@ -120,6 +127,7 @@ def test_a_corrupted_checkpoint_falls_back_to_the_one_before(
     assert manifest(copy)["params_sha256"] == manifest(adapted)["params_sha256"]
 
 
+@pytest.mark.filterwarnings(ABANDONED)
 def test_when_every_checkpoint_is_broken_nothing_is_written_over(adapted, tmp_path):
     copy = tmp_path / "copy"
     shutil.copytree(adapted, copy)
@@ -422,11 +430,11 @@ def test_the_command_line_ends_with_one_clear_line(
 
 def test_new_query_rows_are_drawn_like_the_old_ones():
     old = np.random.default_rng(0).normal(0.3, 2.0, (50, 64)).astype("f4")
-    grown = resize_queries(old, 400, seed=1)
+    grown = resize_rows(old, 400, seed=1)
     np.testing.assert_array_equal(grown[:50], old)
     assert grown[50:].mean() == pytest.approx(0.3, abs=0.1)
     assert grown[50:].std() == pytest.approx(2.0, abs=0.1)
-    np.testing.assert_array_equal(resize_queries(old, 7, seed=1), old[:7])
+    np.testing.assert_array_equal(resize_rows(old, 7, seed=1), old[:7])
 
 
 def test_the_devices_split_the_batch(adapted):

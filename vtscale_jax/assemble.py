@@ -19,6 +19,9 @@ from vtscale_jax.records import JSONLSource
 from vtscale_jax.tokens import QueryLayout, Tokenizer
 from vtscale_jax.types import Batch, Record
 from vtscale_jax.vision import VisionConfig
+from vtscale_jax.weights import starting
+from vtscale_jax.weights.fetch import MODELS
+from vtscale_jax.weights.pretrained import open_pretrained
 
 # Held-out pages of the evaluation, of its quick version while training, and of the
 # loss are drawn with seeds of their own.
@@ -26,11 +29,27 @@ HELDOUT_SEEDS = {"loss": 1, "quick": 2, "final": 3}
 PROBED = 64  # first records of a source that batch shapes are fitted to
 
 
-def load_tokenizer(field: str, value: str) -> PreTrainedTokenizerBase:
-    """The tokenizer that `config.weights.<field>` names: "embedded", a local folder, or
-    a name on the hub."""
+def load_tokenizer(config: ConfigDict, field: str) -> PreTrainedTokenizerBase:
+    """The tokenizer that `config.weights.<field>` names: "embedded"; "llm" or "clip",
+    the one that belongs to `weights.llm` or `weights.clip`; a local folder, a .gguf
+    file, or a name on the hub."""
+    value = config.weights[field]
+    if value in ("llm", "clip"):
+        model = config.weights[value]
+        if model == "embedded":
+            return build_tokenizer()
+        found = starting.pretrained(value, model)
+        if found is None:
+            raise ValueError(
+                f"weights.{field} is {value!r}, the tokenizer of weights.{value}, but "
+                f"weights.{value} is {model!r}, which has none: name a tokenizer "
+                f"(--config.weights.{field}=FOLDER)"
+            )
+        return found.tokenizer()
     if value == "embedded":
         return build_tokenizer()
+    if value in MODELS or value.endswith(".gguf"):
+        return open_pretrained(f"weights.{field}", value).tokenizer()
     try:
         return AutoTokenizer.from_pretrained(value)
     except (OSError, ValueError) as error:
@@ -181,12 +200,10 @@ class Parts:
 
 def assemble(config: ConfigDict, vision: VisionConfig) -> Parts:
     """Tokenizers and encoding of a run; errors name the config field at fault."""
-    fusion_tokenizer = load_tokenizer(
-        "fusion_tokenizer", config.weights.fusion_tokenizer
-    )
+    fusion_tokenizer = load_tokenizer(config, "fusion_tokenizer")
     llm_tokenizer = None
     if config.stage != "align":
-        llm_tokenizer = load_tokenizer("tokenizer", config.weights.tokenizer)
+        llm_tokenizer = load_tokenizer(config, "tokenizer")
     encoding = Encoding(
         stage=config.stage,
         fusion_tokenizer=cast(Tokenizer, fusion_tokenizer),

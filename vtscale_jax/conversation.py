@@ -11,7 +11,7 @@ is new. Both kinds have
 
 import functools
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, cast
 
 import jax
@@ -319,17 +319,4 @@ def _check_answer(turn: Turn) -> None:
         )
 
 
-def end_ids(
-    tokenizer: PreTrainedTokenizerBase, more: Sequence[int] = ()
-) -> tuple[int, ...]:
-    """The tokens that end an answer: the tokenizer's own, and `more` of the model's
-    config. ConversationError when there is none."""
-    own: Any = tokenizer.eos_token_id
-    found: list[int] = [] if own is None else [own]
-    found += [one for one in more if one not in found]
-    if not found:
-        raise ConversationError(
-            "the tokenizer has no end-of-sequence token, so no answer would end: set "
-            "eos_token in its tokenizer_config.json"
-        )
-    return tuple(found)
+Conversation = TextConversation | ImageConversation

@@ -70,20 +70,25 @@ def frequencies(
 
     Raises ValueError when a list of factors has another length than size / 2.
     """
-    pairs = np.arange(size // 2, dtype=np.float64)
-    plain = theta ** (-2 * pairs / size)
+    # In float32 and in the order of transformers (where torch divides a number by a
+    # tensor it multiplies by the inverse): a last bit more or less turns a vector by
+    # 1e-4 after a thousand places.
+    exponents = (np.arange(0, size, 2) / size).astype(np.float32)
+    powers = (np.float64(np.float32(theta)) ** exponents).astype(np.float32)
+    plain = 1 / powers
     if scaling is None:
-        return plain.astype(np.float32)
+        return plain
     if scaling.kind == "linear":
         scaled = plain / scaling.factor
     elif scaling.kind == "llama3":
-        turns = scaling.original_length * plain / (2 * math.pi)
+        lengths = 1 / plain * (2 * math.pi)
+        turns = 1 / lengths * scaling.original_length
         low, high = scaling.low_freq_factor, scaling.high_freq_factor
         kept = np.clip((turns - low) / (high - low), 0, 1)
         scaled = kept * plain + (1 - kept) * plain / scaling.factor
     elif scaling.kind == "yarn":
         kept = _yarn_kept(size, theta, scaling)
-        scaled = kept * plain + (1 - kept) * plain / scaling.factor
+        scaled = kept * plain + (1 - kept) * (1 / (scaling.factor * powers))
     else:
         long = scaling.kind == "longrope" and length > scaling.original_length
         factors = scaling.long_factors if long else scaling.factors
@@ -93,8 +98,8 @@ def frequencies(
                 f"{len(factors)} numbers, expected {len(plain)}: one for each pair of "
                 "rotated channels"
             )
-        scaled = plain / np.asarray(factors)
-    return scaled.astype(np.float32)
+        scaled = 1 / (np.asarray(factors, np.float32) * powers)
+    return scaled
 
 
 def _yarn_kept(
@@ -113,7 +118,8 @@ def _yarn_kept(
     low, high = max(low, 0), min(high, size - 1)
     if low == high:
         high += 0.001  # a ramp needs a width
-    return 1 - np.clip((np.arange(size // 2) - low) / (high - low), 0, 1)
+    pairs = np.arange(size // 2, dtype=np.float32)
+    return 1 - np.clip((pairs - low) / (high - low), 0, 1)
 
 
 def rotate(

@@ -13,6 +13,7 @@ from vtscale_jax.fusion import FusionConfig
 from vtscale_jax.layers import BlockConfig
 from vtscale_jax.llm import LLMConfig
 from vtscale_jax.optim import OptimConfig
+from vtscale_jax.rotary import RopeScaling
 from vtscale_jax.text_tower import TextConfig
 from vtscale_jax.vision import VisionConfig
 from vtscale_jax.vlm import ModelConfig
@@ -152,10 +153,18 @@ def check(config: ConfigDict) -> None:
             )
 
 
+def block_config(part: ConfigDict, **run: Any) -> BlockConfig:
+    """One tower's blocks; `run` are the fields that a run chooses for all towers."""
+    values = part.to_dict()
+    scaling = values.pop("rope_scaling", None)
+    rope = None if scaling is None else RopeScaling(**scaling)
+    return BlockConfig(**values, rope_scaling=rope, **run)
+
+
 def _tower(kind: type, part: ConfigDict, dtype: str, model: ConfigDict, **more: Any):
     """One tower's settings; its `blocks` get the run's dtype, remat and unroll."""
     values = {name: part[name] for name in part if name != "blocks"}
-    blocks = BlockConfig(
-        **part.blocks, dtype=dtype, remat=model.remat, unroll=model.unroll
+    blocks = block_config(
+        part.blocks, dtype=dtype, remat=model.remat, unroll=model.unroll
     )
     return kind(**values, **more, blocks=blocks)

@@ -66,6 +66,21 @@ def _uniform(question: tuple[Segment, ...], **rest) -> Template:
     return Template(first_question=question, later_question=question, **rest)
 
 
+def _chatml(default_system: str) -> Template:
+    return _uniform(
+        (
+            Segment("<|im_start|>user\n", Kind.INST),
+            _QUESTION,
+            Segment("<|im_end|>\n", Kind.INST),
+            Segment("<|im_start|>assistant\n", Kind.INST),
+        ),
+        default_system=default_system,
+        opening=(),
+        system=(Segment("<|im_start|>system\n{system}<|im_end|>\n", Kind.SYS),),
+        answer=(_ANSWER, Segment("<|im_end|>\n", Kind.EOS)),
+    )
+
+
 TEMPLATES: dict[str, Template] = {
     # The authors' evaluation template, and the same with no system text by default.
     "llama-2-vision": _llama_2(_VICUNA_SYSTEM),
@@ -92,18 +107,11 @@ TEMPLATES: dict[str, Template] = {
         system=(Segment("{system} ", Kind.SYS),),
         answer=(_ANSWER, Segment("</s>", Kind.EOS)),
     ),
-    # The segments of the reference's "qwen-7b-chat"; fits SmolLM2-Instruct.
-    "chatml": _uniform(
-        (
-            Segment("<|im_start|>user\n", Kind.INST),
-            _QUESTION,
-            Segment("<|im_end|>\n", Kind.INST),
-            Segment("<|im_start|>assistant\n", Kind.INST),
-        ),
-        default_system="You are a helpful assistant.",
-        opening=(),
-        system=(Segment("<|im_start|>system\n{system}<|im_end|>\n", Kind.SYS),),
-        answer=(_ANSWER, Segment("<|im_end|>\n", Kind.EOS)),
+    # The segments of the reference's "qwen-7b-chat".
+    "chatml": _chatml("You are a helpful assistant."),
+    # The chat template in the files of SmolLM2-Instruct, piece by piece.
+    "smollm2": _chatml(
+        "You are a helpful AI assistant named SmolLM, trained by Hugging Face"
     ),
 }
 

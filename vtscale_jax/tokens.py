@@ -241,6 +241,19 @@ def llm_slots(sequence: TokenSequence) -> Int[np.ndarray, " K"]:
     return np.flatnonzero(sequence.kinds & Kind.QED != 0).astype(np.int32)
 
 
+def end_ids(tokenizer: Tokenizer, more: Iterable[int] = ()) -> tuple[int, ...]:
+    """The tokens that end an answer: the tokenizer's own, and `more` of the model's
+    config (Llama 3, for one, has several). ValueError when there is none."""
+    own = tokenizer.eos_token_id
+    found = list(dict.fromkeys([*([] if own is None else [own]), *more]))
+    if not found:
+        raise ValueError(
+            "neither tokenizer nor config names a token that ends an answer: set "
+            "eos_token in tokenizer_config.json, or eos_token_id in config.json"
+        )
+    return tuple(found)
+
+
 def _fusion_texts(
     record: Record,
     question: str,

@@ -32,13 +32,14 @@ from vtscale_jax.loader import Source, Stream, StreamIterator, kept_records
 from vtscale_jax.metrics import MetricsLog, Throughput, check_loss
 from vtscale_jax.optim import learning_rate, make_optimizer
 from vtscale_jax.parallel.host import keep_freed_memory, peak_memory_bytes
-from vtscale_jax.parallel.mesh import make_mesh, replicate, split_batch
+from vtscale_jax.parallel.mesh import make_mesh, replicate, replicated, split_batch
 from vtscale_jax.report.page import write_report
 from vtscale_jax.run_folder import RunFolder, code_version, versions
 from vtscale_jax.stages import get_stage
 from vtscale_jax.step import TrainState, initial_state, make_steps
 from vtscale_jax.types import Batch
 from vtscale_jax.weights import checkpoints, starting
+from vtscale_jax.weights.sizes import fill_sizes
 
 HELDOUT_BATCHES = 4
 
@@ -55,8 +56,13 @@ def train(config: ConfigDict, workdir: Path) -> Path:
     Continues when the folder holds an interrupted run of the same config; returns at
     once when that run is finished.
     """
-    # Folder: ours, or an error that leaves it as it was.
+    # Sizes of pretrained models, which know them.
     started = time.monotonic()
+    config = config.copy_and_resolve_references()
+    for line in fill_sizes(config):
+        print(f"from the weights: {line}")
+
+    # Folder: ours, or an error that leaves it as it was.
     folder = RunFolder(workdir)
     folder.check(config.to_dict())
     if folder.finished():
@@ -78,7 +84,12 @@ def train(config: ConfigDict, workdir: Path) -> Path:
 
     # Weights: each group from the source its stage names.
     params, provenance = starting.starting_params(
-        stage, model_config, config.weights.to_dict(), config.seed
+        stage,
+        model_config,
+        config.weights.to_dict(),
+        config.seed,
+        llm_dtype=dtypes.llm_params,
+        llm_sharding=replicated(mesh),
     )
     trainable, frozen = paths.partition(params, stage.trains)
     frozen = jax.tree.map(lambda leaf: leaf.astype(dtypes.llm_params), frozen)

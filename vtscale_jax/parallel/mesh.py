@@ -21,9 +21,14 @@ def make_mesh(batch_size: int) -> Mesh:
     return Mesh(np.array(devices), ("data",))
 
 
+def replicated(mesh: Mesh) -> NamedSharding:
+    """The sharding of an array with a copy on each device."""
+    return NamedSharding(mesh, PartitionSpec())
+
+
 def replicate(tree: Any, mesh: Mesh) -> Any:
     """The tree with a copy of every leaf on each device."""
-    return jax.device_put(tree, NamedSharding(mesh, PartitionSpec()))
+    return jax.device_put(tree, replicated(mesh))
 
 
 def split_batch(tree: Any, mesh: Mesh) -> Any:

@@ -16,12 +16,15 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from vtscale_jax.stages import parameter_shapes
 from vtscale_jax.vision import VisionConfig, VisionTower
 from vtscale_jax.vlm import VLM, AlignModel
 from vtscale_jax.weights import authors, golden_blocks, golden_runs, layouts
 from vtscale_jax.weights import golden_batches as batches
 from vtscale_jax.weights.golden_batches import Arrays
 from vtscale_jax.weights.golden_runs import Answers, Value
+from vtscale_jax.weights.names import import_tree
+from vtscale_jax.weights.tensors import open_tensors, read_json
 
 # What a variant's name says of the vision tower, and the fields that say it here.
 VARIANT_PARTS = {
@@ -150,7 +153,7 @@ def find_folders(root: Path) -> list[Path]:
         for path in [root, *sorted(p for p in root.glob("*/"))]
         if (path / "config.json").is_file()
         and any(path.glob("*.safetensors"))
-        and kind_of(authors.read_json(path / "config.json"))
+        and kind_of(read_json(path / "config.json"))
     ]
     if not found:
         raise ValueError(
@@ -165,7 +168,7 @@ def open_folder(path: Path) -> Golden:
 
     Raises ValueError as the name table does, and when there is no case.
     """
-    config = authors.read_json(path / "config.json")
+    config = read_json(path / "config.json")
     kind = kind_of(config)
     cases = {p.stem: _read_arrays(p) for p in sorted(path.glob("*.npz"))}
     if kind is None or not cases:
@@ -182,7 +185,8 @@ def open_folder(path: Path) -> Golden:
         size = table.vocab_size + table.num_query_rows
         ours = make(stage1, batches.first_query_id(cases, size))
     model, layout = KINDS[kind]
-    params = authors.read_params(path, layout, ours, model)
+    targets = parameter_shapes(model, ours)
+    params = import_tree(layout, open_tensors(path), targets)
     return Golden(path.name, kind, ours, params, config, cases)
 
 

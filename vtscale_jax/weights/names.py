@@ -11,232 +11,297 @@ Nothing is guessed and nothing is half-loaded: every source tensor must be consu
 every parameter filled with its own shape, or one error lists all that is left over.
 """
 
-import re
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Mapping
+from typing import Any
 
+import jax
 import numpy as np
 
 from vtscale_jax import paths
-
-Shape = tuple[int, ...]
-LAYER = "{i}"
-
-
-class Transform(NamedTuple):
-    """Two inverse functions of arrays, on views where that is possible."""
-
-    to_ours: Callable[[np.ndarray], np.ndarray]
-    to_theirs: Callable[[np.ndarray], np.ndarray]
-
-
-TRANSFORMS = {
-    "same": Transform(lambda x: x, lambda x: x),
-    # PyTorch's Linear keeps [out, in], ours [in, out].
-    "transpose": Transform(lambda x: x.T, lambda x: x.T),
-    # Convolution: OIHW there, HWIO here.
-    "conv": Transform(
-        lambda x: x.transpose(2, 3, 1, 0), lambda x: x.transpose(3, 2, 0, 1)
-    ),
-    # The newline token is [1, 1, D] there, [D] here.
-    "squeeze": Transform(lambda x: x[0, 0], lambda x: x[None, None]),
-}
-
-
-class Rule(NamedTuple):
-    """One source tensor (or one per layer) and the parameters it becomes.
-
-    With several targets the source is cut along axis 0, in the order and with the row
-    counts of the targets; targets that the model does not have take no rows.
-    """
-
-    source: str
-    targets: tuple[str, ...]
-    transform: str = "same"
-
-    def under(self, source: str, target: str) -> "Rule":
-        """The rule with prefixes in front of both names."""
-        targets = tuple(target + name for name in self.targets)
-        return Rule(source + self.source, targets, self.transform)
-
-
-class Layout(NamedTuple):
-    """All names of one kind of checkpoint.
-
-    `renames` are (regex, replacement) applied to source names before the rules, for
-    older spellings; they are not undone on export. `skipped` are regexes of tensors
-    that have no place in our model, `duplicates` (tensor, original) pairs of which the
-    first may be there, bit-equal to the second. All three are matched before renaming.
-    """
-
-    rules: tuple[Rule, ...]
-    renames: tuple[tuple[str, str], ...] = ()
-    skipped: tuple[str, ...] = ()
-    duplicates: tuple[tuple[str, str], ...] = ()
-
-
-class _Piece(NamedTuple):
-    """One source tensor: its shape, its rule, and where in the targets it goes."""
-
-    shape: Shape
-    rule: Rule
-    targets: tuple[str, ...]
-    layer: int | None
-
-
-def _pieces(layout: Layout, targets: Mapping[str, Shape]) -> dict[str, _Piece]:
-    """The source tensors that a model of these shapes has, by name.
-
-    Shapes are found by sending an array without memory back through the transform.
-    """
-    found: dict[str, _Piece] = {}
-    for rule in layout.rules:
-        present = tuple(path for path in rule.targets if path in targets)
-        if not present:
-            continue
-        shapes = [targets[path] for path in present]
-        stacked = LAYER in rule.source
-        num_layers = shapes[0][0] if stacked else 1
-        shape = shapes[0][1:] if stacked else shapes[0]
-        if len(shapes) > 1:
-            shape = (sum(s[0] for s in shapes), *shapes[0][1:])
-        outline = np.broadcast_to(np.zeros((), np.bool_), shape)
-        theirs = TRANSFORMS[rule.transform].to_theirs(outline).shape
-        for i in range(num_layers):
-            name = rule.source.replace(LAYER, str(i))
-            found[name] = _Piece(theirs, rule, present, i if stacked else None)
-    return found
-
-
-def _covered(pieces: Mapping[str, _Piece]) -> set[str]:
-    return {path for piece in pieces.values() for path in piece.targets}
-
-
-def _current_names(layout: Layout, names: Sequence[str]) -> dict[str, str]:
-    """Current name → name in the file, without skipped ones; one error on a clash."""
-    current: dict[str, str] = {}
-    for name in names:
-        if any(re.fullmatch(pattern, name) for pattern in layout.skipped):
-            continue
-        new = name
-        for pattern, replacement in layout.renames:
-            new = re.sub(f"^{pattern}", replacement, new)
-        if new in current:
-            raise ValueError(
-                f"checkpoint: got both {current[new]!r} and {name!r}, which are two "
-                f"spellings of {new!r}; expected one; remove the other."
-            )
-        current[new] = name
-    return current
+from vtscale_jax.weights.placing import (
+    Cut,
+    Dtypes,
+    Leaf,
+    chosen_dtype,
+    convert,
+    place_leaf,
+    read_leaf,
+    sharding_problem,
+)
+from vtscale_jax.weights.rules import (
+    LAYER,
+    Layout,
+    Piece,
+    Rule,
+    current_names,
+    source_tensors,
+)
+from vtscale_jax.weights.tensor_slices import Index, Shape
+from vtscale_jax.weights.tensors import BLOCK_BYTES, TensorSource
+from vtscale_jax.weights.transforms import TRANSFORMS
 
 
 def import_tree(
     layout: Layout,
-    shapes: Mapping[str, Shape],
-    read: Callable[[str], np.ndarray],
+    source: TensorSource,
     targets: Mapping[str, Any],
     *,
     given: Mapping[str, np.ndarray] | None = None,
+    dtype: Dtypes = None,
+    shardings: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """Our parameters (nested dictionaries of NumPy arrays) from a checkpoint.
+    """Our parameters (nested dictionaries) from a checkpoint, tensor by tensor.
 
-    `shapes` are those of the checkpoint's tensors and `read` gives one of them, so that
-    a large file is never held twice. `targets` is our tree of anything with a shape
-    (`jax.eval_shape` of `init`). `given` fills, by path, parameters that the checkpoint
-    is known not to hold. Dtypes are kept.
+    `targets` is our tree of anything with a shape (`jax.eval_shape` of `init`). `given`
+    fills, by path, parameters that the checkpoint is known not to hold. `dtype` is what
+    floating point parameters become; without it they keep what the file has.
+
+    Without `shardings` the leaves are NumPy arrays. With them (NamedShardings of our
+    own shapes, layer axis included, as a tree like `targets` or by path) every leaf is
+    a jax.Array made on its devices, and of a tensor only that is read which the devices
+    of this process hold: beside them the host has one tensor's part.
 
     Raises one ValueError that lists every source tensor left over, every parameter left
-    unfilled and every pair of different shapes; then nothing has been read.
+    unfilled, every pair of different shapes, and every dtype or sharding that cannot
+    be; then nothing has been read.
     """
     given = dict(given or {})
     wanted = {path: tuple(leaf.shape) for path, leaf in paths.flatten(targets).items()}
+    placed = None if shardings is None else _by_path(shardings)
+    leaves, dtypes, twins = _fitted(layout, source, wanted, given, dtype, placed)
+    _check_twins(source, twins)
+    filled: dict[str, Any] = {}
+    for path, made in dtypes.items():
+        if path in given:
+            leaf = convert(np.asarray(given[path]), made, f"given {path}")
+            filled[path] = (
+                leaf if placed is None else jax.device_put(leaf, placed[path])
+            )
+        elif placed is None:
+            filled[path] = read_leaf(leaves[path], source, made)
+        else:
+            filled[path] = place_leaf(leaves[path], source, made, placed[path])
+    return paths.unflatten(filled)
+
+
+class ImportedTensors:
+    """A checkpoint as a `TensorSource` under our paths, `import_tree` leaf by leaf.
+
+    `used` are the source's tensors that the model is made of, in their own names:
+    without those that the layout skips, and without second copies of tied ones.
+
+    Raises ValueError as `import_tree` does; nothing has been read then.
+    """
+
+    def __init__(
+        self,
+        layout: Layout,
+        source: TensorSource,
+        targets: Mapping[str, Any],
+        dtype: Dtypes = None,
+    ):
+        self.where = source.where
+        self.shapes = {
+            p: tuple(leaf.shape) for p, leaf in paths.flatten(targets).items()
+        }
+        self._source = source
+        self._leaves, self.dtypes, twins = _fitted(
+            layout, source, self.shapes, {}, dtype, None
+        )
+        _check_twins(source, twins)
+        cuts = [cut for leaf in self._leaves.values() for cut in leaf.cuts]
+        self.used = tuple(dict.fromkeys(cut.name for cut in cuts))
+
+    def read(self, name: str, index: Index | None = None) -> np.ndarray:
+        """The parameter, or a part of it, as an array of its own."""
+        whole = read_leaf(self._leaves[name], self._source, self.dtypes[name])
+        return whole if index is None else np.array(whole[index], order="C")
+
+
+def _fitted(
+    layout: Layout,
+    source: TensorSource,
+    wanted: Mapping[str, Shape],
+    given: Mapping[str, np.ndarray],
+    dtype: Dtypes,
+    placed: Mapping[str, Any] | None,
+) -> tuple[dict[str, Leaf], dict[str, np.dtype], list[tuple[str, str]]]:
+    """What is to be read for each parameter and the dtype of each, in the order of
+    `wanted`, and the tensors that must be equal; one error for all that does not fit.
+    """
     outer = {path: shape for path, shape in wanted.items() if path not in given}
-    pieces = _pieces(layout, outer)
-    files = _current_names(layout, list(shapes))
+    pieces = source_tensors(layout, outer)
+    files = current_names(layout, source.shapes)
     extra = sorted(files.keys() - pieces.keys())
     twins = [(a, b) for a, b in layout.duplicates if a in extra and b in pieces]
     extra = [name for name in extra if name not in dict(twins)]
-    missing = sorted(pieces.keys() - files.keys())
-    unfilled = sorted(outer.keys() - _covered(pieces))
-    unknown = sorted(given.keys() - wanted.keys())
+    leaves = _leaves(pieces, files, outer)
     unlike = [
-        f"{name}: {tuple(shapes[files[name]])} in the checkpoint, {piece.shape} "
-        f"expected for {' + '.join(piece.targets)}"
+        f"{name}: {tuple(source.shapes[files[name]])} in the checkpoint, {piece.shape} "
+        f"expected for {' + '.join(share.path for share in piece.shares)}"
         for name, piece in pieces.items()
-        if name in files and tuple(shapes[files[name]]) != piece.shape
+        if name in files and tuple(source.shapes[files[name]]) != piece.shape
     ]
     unlike += [
         f"given {path}: {np.shape(leaf)}, {wanted[path]} expected"
         for path, leaf in given.items()
         if path in wanted and np.shape(leaf) != wanted[path]
     ]
+    found = {
+        path: {source.dtypes[cut.name] for cut in leaf.cuts if cut.name}
+        for path, leaf in leaves.items()
+    }
+    found |= {path: {np.asarray(leaf).dtype} for path, leaf in given.items()}
+    on_mesh = placed is not None
+    dtypes = {p: chosen_dtype(dtype, p, some, on_mesh) for p, some in found.items()}
+    misplaced = (
+        {
+            path: sharding_problem(wanted.get(path), placed.get(path))
+            for path in sorted(wanted.keys() | placed.keys())
+        }
+        if placed is not None
+        else {}
+    )
     _raise_if_any(
-        "checkpoint: it does not fit the model",
+        f"checkpoint {source.where}: it does not fit the model",
         "check the config that the model was built from, and that the file is of the "
         "kind it was read as",
         {
             "tensors without a place in the model": [files[name] for name in extra],
-            "tensors that the model needs and the checkpoint lacks": missing,
-            "parameters that no tensor fills": unfilled,
-            "given parameters that the model does not have": unknown,
+            "tensors that the model needs and the checkpoint lacks": sorted(
+                pieces.keys() - files.keys()
+            ),
+            "parameters that no tensor fills": sorted(outer.keys() - leaves.keys()),
+            "given parameters that the model does not have": sorted(
+                given.keys() - wanted.keys()
+            ),
             "tensors of another shape": unlike,
+            "dtypes that cannot be made": [
+                f"{path}: {problem}" for path, (_, problem) in dtypes.items() if problem
+            ],
+            "shardings that do not fit": [
+                f"{path}: {problem}" for path, problem in misplaced.items() if problem
+            ],
         },
     )
+    chosen = {path: dtypes[path][0] for path in wanted}
+    return leaves, chosen, [(files[copy], files[original]) for copy, original in twins]
+
+
+def _leaves(
+    pieces: Mapping[str, Piece], files: Mapping[str, str], wanted: Mapping[str, Shape]
+) -> dict[str, Leaf]:
+    """The parameters that tensors fill, each with its cuts in order of layer."""
+    cuts: dict[str, list[Cut]] = {}
+    rules: dict[str, Rule] = {}
+    for name, piece in pieces.items():
+        for share in piece.shares:
+            # A tensor that the file lacks is listed by the caller and never read.
+            cut = Cut(files.get(name, ""), share.rows, share.shape)
+            cuts.setdefault(share.path, []).append(cut)
+            rules[share.path] = piece.rule
+    return {
+        path: Leaf(
+            path,
+            wanted[path],
+            TRANSFORMS[rules[path].transform],
+            LAYER in rules[path].source,
+            tuple(found),
+        )
+        for path, found in cuts.items()
+    }
+
+
+def _by_path(shardings: Mapping[str, Any]) -> dict[str, Any]:
+    """Shardings by path, from a tree of them or from such a mapping itself."""
+    if any(paths.SEPARATOR in key for key in shardings):
+        return dict(shardings)
+    return paths.flatten(shardings)
+
+
+def _check_twins(source: TensorSource, twins: list[tuple[str, str]]) -> None:
+    """ValueError when a second copy of a tied tensor differs from the first."""
     for copy, original in twins:
-        if not np.array_equal(read(files[copy]), read(files[original])):
+        if not _same_bits(source, copy, original):
             raise ValueError(
                 f"{copy}: got values unlike those of {original}, expected equal ones, "
                 "because the model ties the two; build it with tie_embeddings=False."
             )
-    filled = {path: np.asarray(leaf) for path, leaf in given.items()}
-    for rule in layout.rules:
-        names = [name for name, piece in pieces.items() if piece.rule is rule]
-        if names:
-            filled |= _fill(rule, [read(files[n]) for n in names], pieces, names, outer)
-    return paths.unflatten({path: filled[path] for path in wanted})
 
 
-def _fill(
-    rule: Rule,
-    tensors: list[np.ndarray],
-    pieces: Mapping[str, _Piece],
-    names: list[str],
-    wanted: Mapping[str, Shape],
-) -> dict[str, np.ndarray]:
-    """The parameters of one rule."""
-    to_ours = TRANSFORMS[rule.transform].to_ours
-    piece = pieces[names[0]]
-    if piece.layer is not None:
-        return {piece.targets[0]: np.stack([to_ours(x) for x in tensors])}
-    ends = np.cumsum([wanted[path][0] for path in piece.targets[:-1]])
-    whole = to_ours(tensors[0])
-    cuts = np.split(whole, ends) if len(ends) else [whole]
-    return {
-        path: np.ascontiguousarray(cut).reshape(wanted[path])
-        for path, cut in zip(piece.targets, cuts, strict=True)
-    }
+def _same_bits(source: TensorSource, one: str, other: str) -> bool:
+    """Whether two tensors are alike bit for bit (NaN included), read in blocks."""
+    shape = source.shapes[one]
+    if shape != source.shapes[other] or source.dtypes[one] != source.dtypes[other]:
+        return False
+    length = shape[0] if shape else 1
+    row = int(np.prod(shape[1:])) * source.dtypes[one].itemsize
+    step = max(1, BLOCK_BYTES // max(1, row))
+    for start in range(0, length, step):
+        rows = (slice(start, start + step),) if shape else None
+        if source.read(one, rows).tobytes() != source.read(other, rows).tobytes():
+            return False
+    return True
+
+
+class ExportedTensors:
+    """Our parameters as a `TensorSource` under a checkpoint's names.
+
+    A tensor is cut out, turned and fused when it is read, so that a large model is
+    written without being held twice. Leaves may be jax.Arrays whose every part this
+    process can reach.
+
+    Raises ValueError listing the parameters that the layout has no name for, and those
+    of one tensor whose dtypes differ.
+    """
+
+    where = "the exported parameters"
+
+    def __init__(self, layout: Layout, tree: Mapping[str, Any]):
+        self._flat = paths.flatten(tree)
+        shapes = {path: tuple(leaf.shape) for path, leaf in self._flat.items()}
+        self._pieces = source_tensors(layout, shapes)
+        dtypes = {
+            name: [np.dtype(self._flat[share.path].dtype) for share in piece.shares]
+            for name, piece in self._pieces.items()
+        }
+        covered = {s.path for piece in self._pieces.values() for s in piece.shares}
+        _raise_if_any(
+            "parameters: they do not fit the layout",
+            "export with the layout of their own kind of model, and one dtype for the "
+            "parts of a tensor",
+            {
+                "parameters without a name": sorted(self._flat.keys() - covered),
+                "tensors whose parts are of different dtypes": [
+                    f"{name}: {', '.join(map(str, found))}"
+                    for name, found in dtypes.items()
+                    if len(set(found)) > 1
+                ],
+            },
+        )
+        self.shapes = {name: piece.shape for name, piece in self._pieces.items()}
+        self.dtypes = {name: found[0] for name, found in dtypes.items()}
+
+    def read(self, name: str, index: Index | None = None) -> np.ndarray:
+        """The tensor, or a part of it, as an array of its own."""
+        piece = self._pieces[name]
+        transform = TRANSFORMS[piece.rule.transform]
+        parts = []
+        for share in piece.shares:
+            leaf = self._flat[share.path]
+            ours = np.asarray(leaf if piece.layer is None else leaf[piece.layer])
+            parts.append(transform.to_theirs(ours))
+        whole = np.concatenate(parts) if len(parts) > 1 else parts[0]
+        return np.array(whole[index or ()], order="C")
 
 
 def export_tree(layout: Layout, tree: Mapping[str, Any]) -> dict[str, np.ndarray]:
     """A checkpoint's tensors, by their names, from our parameters (or gradients).
 
-    Raises ValueError listing the parameters that the layout has no name for.
+    Raises ValueError as `ExportedTensors` does.
     """
-    flat = {path: np.asarray(leaf) for path, leaf in paths.flatten(tree).items()}
-    pieces = _pieces(layout, {path: leaf.shape for path, leaf in flat.items()})
-    _raise_if_any(
-        "parameters: they do not fit the layout",
-        "export with the layout of their own kind of model",
-        {"parameters without a name": sorted(flat.keys() - _covered(pieces))},
-    )
-    tensors = {}
-    for name, piece in pieces.items():
-        leaves = [flat[path] for path in piece.targets]
-        whole = np.concatenate(leaves) if len(leaves) > 1 else leaves[0]
-        ours = whole if piece.layer is None else whole[piece.layer]
-        theirs = TRANSFORMS[piece.rule.transform].to_theirs(ours)
-        tensors[name] = np.ascontiguousarray(theirs).reshape(piece.shape)
-    return tensors
+    tensors = ExportedTensors(layout, jax.tree.map(np.asarray, tree))
+    return {name: tensors.read(name) for name in tensors.shapes}
 
 
 def _raise_if_any(problem: str, remedy: str, lists: Mapping[str, list[str]]) -> None:

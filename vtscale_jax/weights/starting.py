@@ -1,23 +1,30 @@
 """Starting weights of a stage, gathered from the sources its table names.
 
 A source is a value of `config.weights`: "embedded" (shipped in the package), "fresh",
-a `.safetensors` file with this package's paths, or the folder of a finished run.
+a `.safetensors` file with this package's paths, or the folder of a finished run. `clip`
+and `llm` may also be pretrained models: a Hugging Face folder or name, or a GGUF file
+(`pretrained.open_pretrained`).
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from importlib import resources
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from jaxtyping import Float
-from safetensors import SafetensorError
+from jax.sharding import NamedSharding
+from safetensors import SafetensorError, safe_open
 from safetensors.numpy import load_file
 
 from vtscale_jax import paths
 from vtscale_jax.stages import Stage, init_params, parameter_shapes
 from vtscale_jax.vlm import ModelConfig
+from vtscale_jax.weights.clip import import_clip
+from vtscale_jax.weights.fingerprint import tensors_sha256
+from vtscale_jax.weights.language_models import llm_params
+from vtscale_jax.weights.pretrained import Pretrained, open_pretrained
+from vtscale_jax.weights.rows import resize_rows
 
 RUN_WEIGHTS = "weights.safetensors"
 SHIPPED = {
@@ -25,6 +32,7 @@ SHIPPED = {
     "llm": "llm.safetensors",
     "init_from": "base.safetensors",
 }
+PRETRAINED = ("clip", "llm")  # fields that also take models of other people
 QUERIES = "fusion/queries"
 
 
@@ -40,13 +48,31 @@ class Provenance(NamedTuple):
     sha256: str
 
 
+class Gathered(NamedTuple):
+    """Leaves by path from one source, and the paths that it has nothing for."""
+
+    leaves: dict[str, Any]
+    fresh: tuple[str, ...] = ()
+
+
 def shipped(name: str) -> Path:
     """Path of a file in the package's `embedded/weights` folder."""
     return Path(str(resources.files("vtscale_jax.embedded") / "weights" / name))
 
 
+def pretrained(field: str, value: str) -> Pretrained | None:
+    """The pretrained model that `config.weights.<field>` means, or None where it means
+    weights of this package."""
+    if field not in PRETRAINED or value in ("", "embedded", "fresh"):
+        return None
+    path = Path(value)
+    if (path / RUN_WEIGHTS).is_file() or _has_our_paths(path):
+        return None
+    return open_pretrained(f"weights.{field}", value)
+
+
 def locate(field: str, value: str) -> Path:
-    """The file that `config.weights.<field>` means.
+    """The file of this package's weights that `config.weights.<field>` means.
 
     WeightsError names the field and the remedy when there is none.
     """
@@ -83,7 +109,13 @@ def read(path: Path) -> dict[str, np.ndarray]:
 
 
 def starting_params(
-    stage: Stage, config: ModelConfig, sources: Mapping[str, str], seed: int
+    stage: Stage,
+    config: ModelConfig,
+    sources: Mapping[str, str],
+    seed: int,
+    *,
+    llm_dtype: str = "float32",
+    llm_sharding: NamedSharding | None = None,
 ) -> tuple[dict, dict[str, Provenance]]:
     """The stage's parameters, every path filled from the source its table names.
 
@@ -94,40 +126,53 @@ def starting_params(
 
     `fusion/queries` may have another number of rows than the source: fewer take the
     first (outputs of the first queries do not depend on later ones), additional rows
-    are drawn from the normal distribution with the old rows' mean and deviation, as
-    the authors grow tables.
+    are drawn as the authors grow tables (`rows.resize_rows`). So may the text tables of
+    a pretrained CLIP have more. What a CLIP has nothing for is fresh.
+
+    Leaves are NumPy float32, but those of a pretrained language model: these are jax
+    arrays of `llm_dtype` on `llm_sharding` (default: the first device), since such a
+    model may be too large to be held twice.
     """
     target = paths.flatten(parameter_shapes(stage.model, config))
     wanted = {path: paths.match(path, stage.sources) for path in target}
-    filled: dict[str, np.ndarray] = {}
+    filled: dict[str, Any] = {}
     provenance: dict[str, Provenance] = {}
     fresh: set[str] = set()
     problems: list[str] = []
     for field in dict.fromkeys(wanted.values()):
-        names = [path for path in target if wanted[path] == field]
+        own = {path: target[path] for path in target if wanted[path] == field}
         value = "fresh" if field == "fresh" else sources[field]
         if value == "fresh":
-            fresh.update(names)
+            fresh.update(own)
             continue
-        file = locate(field, value)
-        tensors = read(file)
-        chosen = {}
-        for path in names:
-            if path == QUERIES and path in tensors:
-                rows = target[path].shape[0]
-                tensors[path] = resize_queries(tensors[path], rows, seed)
-            if path not in tensors:
-                problems.append(f"{path}: not in {file}")
-            elif tensors[path].shape != target[path].shape:
-                problems.append(
-                    f"{path}: {tensors[path].shape} in {file}, "
-                    f"{target[path].shape} in this config's model"
-                )
-            else:
-                chosen[path] = tensors[path]
-        filled |= chosen
-        digest = paths.content_hash(paths.unflatten(chosen)) if chosen else ""
-        provenance[field] = Provenance(value, str(file), digest)
+        digest = ""
+        found = pretrained(field, value)
+        if found is None:
+            file = locate(field, value)
+            gathered, unlike = _from_file(file, own, seed)
+            problems += unlike
+            where = str(file)
+        elif field == "llm":
+            params = llm_params(found, config.llm, llm_dtype, llm_sharding)
+            gathered = Gathered(paths.flatten({"llm": params}))
+            where = found.where
+            # Of the files, so that it is the same in every dtype of the run.
+            digest = tensors_sha256(found.tensors)
+        else:
+            clip = import_clip(
+                found.config,
+                found.tensors,
+                paths.unflatten(own),
+                dtype=np.float32,
+                seed=seed,
+            )
+            gathered = Gathered(paths.flatten(clip.params), clip.fresh)
+            where = found.where
+        filled |= gathered.leaves
+        fresh.update(gathered.fresh)
+        tree = paths.unflatten(gathered.leaves)
+        digest = digest or (paths.content_hash(tree) if gathered.leaves else "")
+        provenance[field] = Provenance(value, where, digest)
     if problems:
         listed = "\n  ".join(problems)
         raise WeightsError(
@@ -141,14 +186,35 @@ def starting_params(
     return paths.unflatten({path: filled[path] for path in target}), provenance
 
 
-def resize_queries(
-    queries: Float[np.ndarray, "old D"], rows: int, seed: int
-) -> Float[np.ndarray, "rows D"]:
-    """The first `rows` query rows, or all of them with new rows drawn like them."""
-    if rows <= len(queries):
-        return queries[:rows]
-    rng = np.random.default_rng(seed)
-    new = rng.normal(
-        queries.mean(), queries.std(), (rows - len(queries), queries.shape[1])
-    )
-    return np.concatenate([queries, new.astype(queries.dtype)])
+def _from_file(
+    file: Path, targets: Mapping[str, Any], seed: int
+) -> tuple[Gathered, list[str]]:
+    """The targets' leaves of a file with our paths, and what does not fit."""
+    tensors = read(file)
+    chosen, problems = {}, []
+    for path, target in targets.items():
+        if path == QUERIES and path in tensors:
+            tensors[path] = resize_rows(tensors[path], target.shape[0], seed)
+        if path not in tensors:
+            problems.append(f"{path}: not in {file}")
+        elif tensors[path].shape != target.shape:
+            problems.append(
+                f"{path}: {tensors[path].shape} in {file}, "
+                f"{target.shape} in this config's model"
+            )
+        else:
+            chosen[path] = tensors[path]
+    return Gathered(chosen), problems
+
+
+def _has_our_paths(path: Path) -> bool:
+    """Whether a .safetensors file names its tensors as this package does (a damaged
+    one is for the reader to complain about)."""
+    if path.suffix != ".safetensors" or not path.is_file():
+        return False
+    try:
+        with safe_open(path, framework="np") as file:
+            names: Collection[str] = file.keys()
+            return all("." not in name for name in names)
+    except SafetensorError:
+        return True

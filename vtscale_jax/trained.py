@@ -1,0 +1,131 @@
+"""A finished run as a model that answers: what `ask` opens."""
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+from ml_collections import ConfigDict
+from transformers import PreTrainedTokenizerBase
+
+from vtscale_jax import settings
+from vtscale_jax.assemble import assemble, prompts_encoding
+from vtscale_jax.llm import quantize, unstack
+from vtscale_jax.loader import Encoding
+from vtscale_jax.stages import get_stage
+from vtscale_jax.tokens import QueryLayout
+from vtscale_jax.vlm import ModelConfig
+from vtscale_jax.weights import starting
+
+
+class RunError(ValueError):
+    """A folder that holds no run that could answer."""
+
+
+class Trained(NamedTuple):
+    """A run's model, ready to generate: the layers of its LLM lie apart."""
+
+    config: ConfigDict
+    model: ModelConfig
+    params: dict[str, Any]
+    tokenizer: PreTrainedTokenizerBase
+    encoding: Encoding
+    layout: QueryLayout
+
+
+def open_trained(
+    folder: Path,
+    *,
+    num_queries: int | None = None,
+    num_followup_queries: int | None = None,
+    int8: bool = False,
+) -> Trained:
+    """The run in `folder`, with M = `num_queries` (default: the run's) query tokens for
+    a first question and N for later ones; `int8` makes the LLM's weights int8.
+
+    Any M up to the run's is possible, because the first queries do not depend on later
+    ones; the run was trained for its own. Raises RunError for a folder without a
+    finished run, stage align (which has nothing to answer with), a larger M, and a
+    frozen LLM that is not the one the run was trained with.
+    """
+    config = _config(folder)
+    trained_for = config.num_queries
+    if num_queries is not None and not 1 <= num_queries <= trained_for:
+        raise RunError(
+            f"--num_queries is {num_queries}, but {folder} has learnt {trained_for} "
+            f"queries: choose 1 to {trained_for}, or train more: python -m "
+            f"vtscale_jax.train --config configs/m{num_queries}.py:{config.preset} "
+            f"--config.weights.init_from={folder}"
+        )
+    with config.unlocked():
+        config.num_queries = num_queries or trained_for
+        if num_followup_queries is not None:
+            config.num_followup_queries = num_followup_queries
+        config.weights.init_from = str(folder)
+    dtypes = settings.resolve_dtypes(config, jax.default_backend())
+    model = settings.model_config(config, dtypes.compute)
+    parts = assemble(config, model.vision)
+    # A finetuned run is as whole as an adapted one: all of it is taken as it is.
+    params, found = starting.starting_params(
+        get_stage("adapt"),
+        model,
+        config.weights.to_dict(),
+        config.seed,
+        llm_dtype=dtypes.llm_params,
+    )
+    _check_llm(folder, found["llm"].sha256)
+    llm = jax.tree.map(lambda leaf: leaf.astype(dtypes.llm_params), params["llm"])
+    llm = unstack(quantize(llm) if int8 else llm)
+    blocks = dataclasses.replace(model.llm.blocks, stacked=False, int8=int8)
+    model = dataclasses.replace(
+        model, llm=dataclasses.replace(model.llm, blocks=blocks)
+    )
+    assert parts.llm_tokenizer is not None  # not stage align
+    return Trained(
+        config,
+        model,
+        jax.device_put({**params, "llm": llm}),
+        parts.llm_tokenizer,
+        prompts_encoding(parts),
+        parts.layout(config.num_queries),
+    )
+
+
+def _config(folder: Path) -> ConfigDict:
+    """The run's resolved config; RunError when the folder holds no run to answer."""
+    file = folder / "config.json"
+    if not file.is_file():
+        raise RunError(
+            f"--run {folder} has no config.json, expected the folder of a run: train "
+            "one first (python -m vtscale_jax.train --config configs/m256.py)"
+        )
+    try:
+        config = ConfigDict(json.loads(file.read_text(encoding="utf-8")))
+        stage = config.stage
+    except (ValueError, AttributeError) as error:
+        raise RunError(f"{file}: not the config of a run ({error})") from error
+    if stage == "align":
+        raise RunError(
+            f"--run {folder} is of stage align, which has no language model to answer "
+            "with: run stage finetune from it first (python -m vtscale_jax.train "
+            f"--config configs/m{config.num_queries}.py:{config.preset},stage=finetune "
+            f"--config.weights.init_from={folder})"
+        )
+    if not (folder / starting.RUN_WEIGHTS).is_file():
+        raise RunError(
+            f"--run {folder} has no {starting.RUN_WEIGHTS}: the run is not finished. "
+            "Go on with it by the command it was started with (manifest.json has it)"
+        )
+    return config
+
+
+def _check_llm(folder: Path, sha256: str) -> None:
+    manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
+    theirs = manifest["weights"]["llm"]
+    if theirs["sha256"] != sha256:
+        raise RunError(
+            f"--run {folder} was trained with another language model than "
+            f"{theirs['source']} now is (hash {theirs['sha256'][:12]} then, "
+            f"{sha256[:12]} now): bring that one back"
+        )

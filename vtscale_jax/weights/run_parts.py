@@ -1,0 +1,195 @@
+"""What a finished run is made of, for export: its weights, and its language model as a
+Hugging Face checkpoint, wherever that comes from."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from ml_collections import ConfigDict
+
+from vtscale_jax import paths, settings
+from vtscale_jax.assemble import load_tokenizer
+from vtscale_jax.layers import BlockConfig
+from vtscale_jax.llm import LLMConfig
+from vtscale_jax.run_folder import RunFolder
+from vtscale_jax.stages import get_stage, parameter_shapes
+from vtscale_jax.trained import RunError
+from vtscale_jax.vlm import ModelConfig
+from vtscale_jax.weights import families, starting
+from vtscale_jax.weights.fingerprint import tensors_sha256
+from vtscale_jax.weights.language_models import llm_shapes
+from vtscale_jax.weights.layouts import llm_layout
+from vtscale_jax.weights.names import ExportedTensors, ImportedTensors
+from vtscale_jax.weights.pretrained import Pretrained
+from vtscale_jax.weights.tensors import TensorSource
+from vtscale_jax.weights.writing import ChosenTensors
+
+
+class Run(NamedTuple):
+    """A finished run: its config, and its trained parameters by path (float32).
+
+    `fusion/queries` may have more rows than the M − 1 of the model.
+    """
+
+    folder: Path
+    config: ConfigDict
+    manifest: Mapping[str, Any]
+    model: ModelConfig
+    params: dict[str, np.ndarray]
+
+
+class RunLLM(NamedTuple):
+    """A run's language model as Hugging Face has it.
+
+    `config` is a config.json; `tensors` are exactly those of the model, in the names of
+    its family. `folder` is where they lie already as a Hugging Face folder, or None.
+    """
+
+    config: dict[str, Any]
+    tensors: TensorSource
+    folder: Path | None
+
+
+def is_run(folder: Path) -> bool:
+    """Whether a folder looks like one of a run: ours, with a config that has a stage."""
+    file = folder / "config.json"
+    if not file.is_file():
+        return False
+    config = RunFolder(folder).read("config.json")
+    return isinstance(config, dict) and {"stage", "model", "weights"} <= config.keys()
+
+
+def open_run(folder: Path) -> Run:
+    """The run in `folder`, whatever its stage.
+
+    Raises RunError when it is none, is not finished, or when its weights are not those
+    of its config; and as the readers of its files do.
+    """
+    if not is_run(folder):
+        raise RunError(
+            f"{folder} holds no config.json of a run, expected the folder of one: "
+            "train (python -m vtscale_jax.train), or import the authors' "
+            "(python -m vtscale_jax.weights import)"
+        )
+    file = folder / starting.RUN_WEIGHTS
+    if not file.is_file():
+        raise RunError(
+            f"{folder} has no {file.name}: the run is not finished. Go on with it by "
+            "the command it was started with (manifest.json has it)"
+        )
+    config = ConfigDict(RunFolder(folder).read("config.json"))
+    model = settings.model_config(config, "float32")
+    params = starting.read(file)
+    _check(file, params, paths.flatten(_trained_shapes(config.stage, model)))
+    manifest = RunFolder(folder).read("manifest.json")
+    return Run(folder, config, manifest, model, params)
+
+
+def _trained_shapes(stage: str, model: ModelConfig) -> dict[str, Any]:
+    """Shapes of what a stage trains: what its weights file holds."""
+    table = get_stage(stage)
+    return paths.partition(parameter_shapes(table.model, model), table.trains)[0]
+
+
+def _check(
+    file: Path, params: Mapping[str, np.ndarray], targets: Mapping[str, Any]
+) -> None:
+    def fits(path: str) -> bool:
+        if path not in params or path not in targets:
+            return False
+        found, wanted = params[path].shape, targets[path].shape
+        more = path == starting.QUERIES and found[:1] > wanted[:1]
+        return found[1:] == wanted[1:] if more else found == wanted
+
+    # With M = 1 a model has no queries, and the file may have some for a larger M.
+    every = sorted((params.keys() | targets.keys()) - {starting.QUERIES})
+    every += [starting.QUERIES] if starting.QUERIES in targets else []
+    unlike = [
+        f"{path}: {params[path].shape if path in params else 'absent'} in the file, "
+        f"{targets[path].shape if path in targets else 'absent'} in the model"
+        for path in every
+        if not fits(path)
+    ]
+    if unlike:
+        raise RunError(
+            f"{file}: it does not hold the parameters of the run's config.json; bring "
+            "the two together again:\n  " + "\n  ".join(unlike)
+        )
+
+
+def run_llm(run: Run) -> RunLLM:
+    """The language model of a run of stage finetune or adapt.
+
+    Nothing of a pretrained one is read but its hash, which must be that of the model
+    the run was trained with; one of this package is named and laid out as a Hugging
+    Face model of the family that computes the same. Raises RunError for another hash.
+    """
+    value = run.config.weights.llm
+    found = starting.pretrained("llm", value)
+    if found is not None:
+        _check_llm(run, tensors_sha256(found.tensors))
+        return _pretrained_llm(run, found)
+    sources = {**run.config.weights.to_dict(), "init_from": str(run.folder)}
+    params, origin = starting.starting_params(
+        get_stage("adapt"), run.model, sources, run.config.seed
+    )
+    if "llm" in origin:
+        _check_llm(run, origin["llm"].sha256)
+    config = own_llm_config(run)
+    tensors = ExportedTensors(llm_layout(config["model_type"]), params["llm"])
+    return RunLLM(config, tensors, None)
+
+
+def _pretrained_llm(run: Run, found: Pretrained) -> RunLLM:
+    config = families.llm_config(found.config, where=found.where)
+    if settings.block_config(run.config.model.llm.blocks) != config.blocks:
+        raise RunError(
+            f"{run.folder}: config.model.llm is not what {found.where} says of itself; "
+            "one of the two was changed since the run was trained"
+        )
+    imported = ImportedTensors(
+        families.llm_layout(found.config), found.tensors, llm_shapes(config)
+    )
+    chosen = {name: (found.tensors, name) for name in imported.used}
+    is_folder = Path(found.where).is_dir() and not found.where.endswith(".gguf")
+    folder = Path(found.where) if is_folder else None
+    return RunLLM(found.config, ChosenTensors(found.where, chosen), folder)
+
+
+def _check_llm(run: Run, sha256: str) -> None:
+    theirs = run.manifest["weights"]["llm"]
+    if theirs["sha256"] != sha256:
+        raise RunError(
+            f"{run.folder} was trained with another language model than "
+            f"{theirs['source']} now is (hash {theirs['sha256'][:12]} then, "
+            f"{sha256[:12]} now): bring that one back"
+        )
+
+
+def own_llm_config(run: Run) -> dict[str, Any]:
+    """A config.json for a language model of this package, with the special tokens of
+    the run's tokenizer. Raises ValueError for one that no family computes."""
+    tokenizer = load_tokenizer(run.config, "tokenizer")
+    ids = {"bos_token_id": tokenizer.bos_token_id}
+    ids |= {"eos_token_id": tokenizer.eos_token_id}
+    base = {"model_type": family_for(run.model.llm), **ids}
+    return families.hf_config(run.model.llm, base)
+
+
+def family_for(config: LLMConfig) -> str:
+    """The `model_type` that has everything this decoder uses."""
+    blocks: BlockConfig = config.blocks
+    if blocks.qkv_bias:
+        return "qwen2"
+    scaling = blocks.rope_scaling
+    if blocks.rope_share != 1 or (scaling is not None and scaling.kind == "longrope"):
+        return "phi3"
+    return "llama" if blocks.window is None else "mistral"
+
+
+def run_tokenizer_end(run: Run) -> dict[str, Any]:
+    """The generation_config.json of the run's language model: what ends an answer."""
+    tokenizer = load_tokenizer(run.config, "tokenizer")
+    return json.loads(json.dumps({"eos_token_id": tokenizer.eos_token_id}))

@@ -1,0 +1,126 @@
+"""Sizes of the towers, taken from the pretrained models that a config names.
+
+A config states sizes of its own, for models of this package. Where `weights.llm` or
+`weights.clip` is a pretrained model, that model knows them: they are filled in before
+anything is built, and the run's config.json has them.
+"""
+
+import dataclasses
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from vtscale_jax.layers import BlockConfig
+from vtscale_jax.llm import LLMConfig
+from vtscale_jax.rotary import RopeScaling
+from vtscale_jax.settings import block_config
+from vtscale_jax.weights import clip
+from vtscale_jax.weights.families import llm_config
+from vtscale_jax.weights.starting import pretrained
+
+# Fields that a run chooses itself, whatever the model.
+OF_THE_RUN = ("dtype", "remat", "unroll", "stacked", "int8", "init_std")
+FUSION_HEAD_WIDTH = 64
+
+
+def fill_sizes(config: ConfigDict) -> list[str]:
+    """Sets the sizes under `config.model` to those of the pretrained models named under
+    `config.weights`, in place. Returns a line for each field that was another before.
+
+    The fusion decoder, whose width is the vision tower's, follows a pretrained CLIP in
+    stage align as the authors build it: heads of 64 and CLIP's MLP width; its layers
+    are the config's. Raises as `pretrained.open_pretrained`, `families.llm_config` and
+    `clip.vision_config` do.
+    """
+    changed: list[str] = []
+    model = config.model
+    llm = pretrained("llm", config.weights.llm) if config.stage != "align" else None
+    if llm is not None:
+        size = llm_config(llm.config, where=llm.where)
+        changed += _set(model.llm, "model.llm", llm_fields(size))
+    towers = pretrained("clip", config.weights.clip)
+    # Later stages take the towers from a run, whose sizes the config states.
+    if towers is not None and config.stage == "align":
+        vision = clip.vision_config(towers.config)
+        text = clip.text_config(towers.config)
+        changed += _set(
+            model.vision,
+            "model.vision",
+            {
+                "image_size": vision.image_size,
+                "patch_size": vision.patch_size,
+                "blocks": block_fields(vision.blocks),
+            },
+        )
+        changed += _set(
+            model.text,
+            "model.text",
+            {
+                "vocab_size": max(text.vocab_size, model.text.vocab_size),
+                "max_length": max(text.max_length, model.text.max_length),
+                "projection_width": text.projection_width,
+                "blocks": block_fields(text.blocks),
+            },
+        )
+        width = vision.blocks.width
+        fusion = {
+            "width": width,
+            "mlp_width": vision.blocks.mlp_width,
+            "num_heads": max(1, width // FUSION_HEAD_WIDTH),
+        }
+        changed += _set(
+            model.fusion,
+            "model.fusion",
+            {
+                "vocab_size": max(text.vocab_size, model.fusion.vocab_size),
+                "blocks": fusion,
+            },
+        )
+    return changed
+
+
+def llm_fields(size: LLMConfig) -> dict[str, Any]:
+    """What `config.model.llm` says of a language model."""
+    return {
+        "vocab_size": size.vocab_size,
+        "tie_embeddings": size.tie_embeddings,
+        "blocks": block_fields(size.blocks),
+    }
+
+
+def block_fields(blocks: BlockConfig) -> dict[str, Any]:
+    """What the `blocks` of a tower's config say: every field that is not its default,
+    and none that is a run's choice."""
+    always = ("width", "mlp_width", "num_heads", "num_layers", "norm_eps", "activation")
+    fields: dict[str, Any] = {}
+    for field in dataclasses.fields(blocks):
+        value = getattr(blocks, field.name)
+        if field.name in OF_THE_RUN:
+            continue
+        if field.name in always or value != field.default:
+            is_scaling = isinstance(value, RopeScaling)
+            fields[field.name] = dataclasses.asdict(value) if is_scaling else value
+    return fields
+
+
+def _set(part: ConfigDict, name: str, fields: dict[str, Any]) -> list[str]:
+    """Sets fields, blocks whole; the lines that say what changed."""
+    changed = []
+    with part.unlocked(), part.ignore_type():
+        for field, value in fields.items():
+            old = part.get(field)
+            if field == "blocks":
+                before = block_config(part.blocks)
+                kept = {} if name != "model.fusion" else part.blocks.to_dict()
+                part.blocks = ConfigDict(kept | value)
+                after = block_config(part.blocks)
+                changed += [
+                    f"{name}.blocks.{one.name}: {getattr(before, one.name)} -> "
+                    f"{getattr(after, one.name)}"
+                    for one in dataclasses.fields(BlockConfig)
+                    if getattr(before, one.name) != getattr(after, one.name)
+                ]
+            elif old != value:
+                changed.append(f"{name}.{field}: {old} -> {value}")
+                part[field] = value
+    return changed
