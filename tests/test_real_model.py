@@ -188,11 +188,13 @@ def test_int8_weights_change_the_logits_little(model, text_ids, logits):
     blocks = dataclasses.replace(model.config.blocks, int8=True)
     config = dataclasses.replace(model.config, blocks=blocks)
     near = np.asarray(_logits(quantize(model.params), jnp.asarray(text_ids), config))
-    error = np.linalg.norm(near - logits) / np.linalg.norm(logits - logits.mean())
+    # A constant added to all logits of a place changes nothing.
+    centred = logits - logits.mean(axis=1, keepdims=True)
+    error = np.linalg.norm(near - logits) / np.linalg.norm(centred)
     agree = np.mean(near.argmax(axis=1) == logits.argmax(axis=1))
     worse = perplexity(near, text_ids) / perplexity(logits, text_ids)
-    print(f"int8: logits {error:.4f} relative, {agree:.1%} agree, × {worse:.4f}")
-    assert 1e-4 < error < 0.05 and agree > 0.95 and abs(worse - 1) < 0.02
+    # benchmarks/int8.py has the numbers: 0.085, 97 % and 0.998.
+    assert 1e-4 < error < 0.12 and agree > 0.95 and abs(worse - 1) < 0.02
 
 
 def test_the_smol_preset_trains_and_its_run_answers(tmp_path, capsys):

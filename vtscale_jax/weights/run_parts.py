@@ -1,7 +1,6 @@
 """What a finished run is made of, for export: its weights, and its language model as a
 Hugging Face checkpoint, wherever that comes from."""
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -53,7 +52,7 @@ class RunLLM(NamedTuple):
 
 
 def is_run(folder: Path) -> bool:
-    """Whether a folder looks like one of a run: ours, with a config that has a stage."""
+    """Whether a folder has the config of a run."""
     file = folder / "config.json"
     if not file.is_file():
         return False
@@ -153,8 +152,7 @@ def _pretrained_llm(run: Run, found: Pretrained) -> RunLLM:
         families.llm_layout(found.config), found.tensors, llm_shapes(config)
     )
     chosen = {name: (found.tensors, name) for name in imported.used}
-    is_folder = Path(found.where).is_dir() and not found.where.endswith(".gguf")
-    folder = Path(found.where) if is_folder else None
+    folder = Path(found.where) if Path(found.where).is_dir() else None
     return RunLLM(found.config, ChosenTensors(found.where, chosen), folder)
 
 
@@ -187,9 +185,3 @@ def family_for(config: LLMConfig) -> str:
     if blocks.rope_share != 1 or (scaling is not None and scaling.kind == "longrope"):
         return "phi3"
     return "llama" if blocks.window is None else "mistral"
-
-
-def run_tokenizer_end(run: Run) -> dict[str, Any]:
-    """The generation_config.json of the run's language model: what ends an answer."""
-    tokenizer = load_tokenizer(run.config, "tokenizer")
-    return json.loads(json.dumps({"eos_token_id": tokenizer.eos_token_id}))

@@ -69,10 +69,10 @@ def placeholder_ids(tokenizer: PreTrainedTokenizerBase) -> list[int]:
     first, last = ids[0], max(vocab.values())
     if sorted(numbered) != list(range(len(ids))) or ids != list(range(first, last + 1)):
         raise TokenizerError(
-            f"placeholder tokens: got {len(ids)}, from {PLACEHOLDER.format(min(numbered))} "
-            f"(id {first}) to {PLACEHOLDER.format(max(numbered))} (id {ids[-1]}), and "
-            f"{last} for the largest id; expected numbers from 0 on, with the last ids "
-            "of the tokenizer in the same order; take the tokenizer of the checkpoint"
+            f"placeholder tokens: got {len(ids)} with the numbers {min(numbered)} to "
+            f"{max(numbered)} and ids {first} to {ids[-1]}, where {last} is the "
+            "tokenizer's last id; expected numbers from 0 on, in order and with its "
+            "last ids; take the tokenizer of the checkpoint"
         )
     return ids
 
@@ -97,8 +97,8 @@ def without_placeholders(
     if made.get_vocab() != before:
         raise TokenizerError(
             "placeholder tokens: they could not be taken out of the tokenizer, whose "
-            f"model is a {content['model'].get('type')}; expected them as added tokens, "
-            "or as words of a dictionary"
+            f"model is a {content['model'].get('type')}; expected them as added "
+            "tokens, or as words of a dictionary"
         )
     return made
 

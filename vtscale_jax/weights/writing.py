@@ -1,7 +1,7 @@
 """Checkpoints written tensor by tensor, and folders written whole or not at all.
 
     with whole_folder(Path("llama")) as folder:
-        write_shards(folder, source)          # model.safetensors, or shards and an index
+        write_shards(folder, source)      # model.safetensors, or shards and an index
 
 Nothing is held but the tensor that is being written, so a model of any size can be
 copied, renamed or converted on a small machine.
