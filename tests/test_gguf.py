@@ -25,6 +25,7 @@ from gguf_files import (
 )
 
 from vtscale_jax.weights import fetch
+from vtscale_jax.weights.families import llm_config
 from vtscale_jax.weights.gguf import open_gguf
 from vtscale_jax.weights.gguf_file import GGUFError
 
@@ -153,6 +154,9 @@ def test_config_defaults_and_windows(written):
     assert "sliding_window" not in config
     path = written("llama", attention__sliding_window=512)
     assert open_gguf(path).config["sliding_window"] == 512
+    assert llm_config(open_gguf(path).config).blocks.window == 512
+    path = written("qwen2", attention__sliding_window=512)
+    assert llm_config(open_gguf(path).config).blocks.window == 512
     assert open_gguf(written("phi3")).config["sliding_window"] is None
     path = written("phi3", attention__sliding_window=2047)
     assert open_gguf(path).config["sliding_window"] == 2047

@@ -13,6 +13,7 @@ scalings change the frequencies, and two of them also the length of what is turn
 
 import dataclasses
 import math
+from collections.abc import Sequence
 
 import jax.numpy as jnp
 import numpy as np
@@ -40,8 +41,8 @@ class RopeScaling:
     beta_slow: float = 1.0
     truncate: bool = True
     attention_factor: float = 1.0
-    factors: tuple[float, ...] = ()
-    long_factors: tuple[float, ...] = ()
+    factors: Sequence[float] = ()
+    long_factors: Sequence[float] = ()
 
     def __post_init__(self) -> None:
         if self.kind not in KINDS:

@@ -318,7 +318,18 @@ def main(argv: list[str]) -> None:
             raise
         sys.exit(f"error: {error}\n(--traceback shows where)")
     print(f"\nReport:  {report}\nWeights: {workdir / starting.RUN_WEIGHTS}")
+    for line in _ask_it(config, workdir):
+        print(line)
     print(_next_step(config, workdir))
+
+
+def _ask_it(config: ConfigDict, workdir: Path) -> list[str]:
+    """The command that asks the model about one of its sample pages."""
+    pages = sorted((workdir / "samples").glob("*.png"))
+    if config.stage == "align" or not pages:
+        return []
+    command = f"python -m vtscale_jax.ask --run {workdir} --image {pages[0]}"
+    return [f"Ask:     {command}"]
 
 
 def _next_step(config: ConfigDict, workdir: Path) -> str:

@@ -40,8 +40,8 @@ from vtscale_jax.weights.tensor_slices import Index
 from vtscale_jax.weights.tensors import TensorSource, open_tensors
 from vtscale_jax.weights.tokenizer_files import save_tokenizer, without_placeholders
 from vtscale_jax.weights.writing import (
-    FLOATS,
     ChosenTensors,
+    one_dtype,
     whole_folder,
     write_json,
     write_shards,
@@ -93,7 +93,7 @@ def import_authors(folder: AuthorsFolder, out: Path, use: Use | None = None) -> 
     check_template(use.template)
     model = AlignModel if folder.stage == "align" else VLM
     imported = ImportedTensors(
-        _layout(folder),
+        authors_layout(folder),
         folder.tensors,
         parameter_shapes(model, folder.model),
         dtype=np.float32,
@@ -124,7 +124,7 @@ def import_authors(folder: AuthorsFolder, out: Path, use: Use | None = None) -> 
         written.write("manifest.json", _manifest(folder, found))
 
 
-def _layout(folder: AuthorsFolder) -> layouts.Layout:
+def authors_layout(folder: AuthorsFolder) -> layouts.Layout:
     if folder.stage == "align":
         return layouts.ALIGN_LAYOUT
     return layouts.vlm_layout(_llm_config(folder)["model_type"])
@@ -215,12 +215,6 @@ def _write_llm(
     check_tokenizer(found.tokenizer(), folder.model.llm.vocab_size, str(folder.where))
     where = str(out / LLM_FOLDER)
     return {"source": where, "path": where, "sha256": tensors_sha256(found.tensors)}
-
-
-def one_dtype(tensors: TensorSource) -> str:
-    """What a config.json calls the dtype of its tensors: the widest that occurs."""
-    found = {name for name, dtype in FLOATS.items() if dtype in tensors.dtypes.values()}
-    return found.pop() if len(found) == 1 else "float32"
 
 
 def _origin(folder: AuthorsFolder, weights: TensorSource) -> dict[str, str]:

@@ -118,6 +118,11 @@ def model_config(file: GGUFFile, architecture: str, model_type: str) -> dict[str
         config["sliding_window"] = keys.number("attention.sliding_window") or None
     elif window := keys.number("attention.sliding_window", 0):
         config["sliding_window"] = window
+        # A Llama has no window; a Mistral is a Llama with one, under the same name.
+        if model_type == "llama":
+            config["model_type"] = "mistral"
+        else:
+            config |= {"use_sliding_window": True, "max_window_layers": 0}
     config |= _rope(file, keys, config)
     keys.finish()
     tokens = file.metadata.get(Keys.Tokenizer.LIST)

@@ -63,7 +63,7 @@ def load_language_model(
         dataclasses.replace(config, blocks=blocks),
         params,
         tokenizer,
-        end_ids(cast(Tokenizer, tokenizer), _configured_ends(found.config)),
+        end_ids(cast(Tokenizer, tokenizer), configured_ends(found.config)),
         found.config.get("max_position_embeddings"),
     )
 
@@ -101,7 +101,7 @@ def llm_shapes(config: LLMConfig) -> dict[str, Any]:
     return jax.eval_shape(init, jax.random.key(0))
 
 
-def _configured_ends(config: Mapping[str, Any]) -> list[int]:
+def configured_ends(config: Mapping[str, Any]) -> list[int]:
     """End tokens that config.json and generation_config.json name."""
     found: list[int] = []
     for source in (config, config.get("generation_config") or {}):

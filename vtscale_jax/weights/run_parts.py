@@ -22,6 +22,7 @@ from vtscale_jax.weights.language_models import llm_shapes
 from vtscale_jax.weights.layouts import llm_layout
 from vtscale_jax.weights.names import ExportedTensors, ImportedTensors
 from vtscale_jax.weights.pretrained import Pretrained
+from vtscale_jax.weights.tensor_slices import Shape
 from vtscale_jax.weights.tensors import TensorSource
 from vtscale_jax.weights.writing import ChosenTensors
 
@@ -81,41 +82,38 @@ def open_run(folder: Path) -> Run:
     config = ConfigDict(RunFolder(folder).read("config.json"))
     model = settings.model_config(config, "float32")
     params = starting.read(file)
-    _check(file, params, paths.flatten(_trained_shapes(config.stage, model)))
-    manifest = RunFolder(folder).read("manifest.json")
-    return Run(folder, config, manifest, model, params)
-
-
-def _trained_shapes(stage: str, model: ModelConfig) -> dict[str, Any]:
-    """Shapes of what a stage trains: what its weights file holds."""
-    table = get_stage(stage)
-    return paths.partition(parameter_shapes(table.model, model), table.trains)[0]
-
-
-def _check(
-    file: Path, params: Mapping[str, np.ndarray], targets: Mapping[str, Any]
-) -> None:
-    def fits(path: str) -> bool:
-        if path not in params or path not in targets:
-            return False
-        found, wanted = params[path].shape, targets[path].shape
-        more = path == starting.QUERIES and found[:1] > wanted[:1]
-        return found[1:] == wanted[1:] if more else found == wanted
-
-    # With M = 1 a model has no queries, and the file may have some for a larger M.
-    every = sorted((params.keys() | targets.keys()) - {starting.QUERIES})
-    every += [starting.QUERIES] if starting.QUERIES in targets else []
-    unlike = [
-        f"{path}: {params[path].shape if path in params else 'absent'} in the file, "
-        f"{targets[path].shape if path in targets else 'absent'} in the model"
-        for path in every
-        if not fits(path)
-    ]
+    unlike = unfit({path: leaf.shape for path, leaf in params.items()}, config, model)
     if unlike:
         raise RunError(
             f"{file}: it does not hold the parameters of the run's config.json; bring "
             "the two together again:\n  " + "\n  ".join(unlike)
         )
+    manifest = RunFolder(folder).read("manifest.json")
+    return Run(folder, config, manifest, model, params)
+
+
+def unfit(
+    shapes: Mapping[str, Shape], config: ConfigDict, model: ModelConfig
+) -> list[str]:
+    """What is wrong with the shapes of a run's weights, parameter by parameter."""
+    stage = get_stage(config.stage)
+    trained, _ = paths.partition(parameter_shapes(stage.model, model), stage.trains)
+    targets = {p: tuple(leaf.shape) for p, leaf in paths.flatten(trained).items()}
+
+    def fits(path: str) -> bool:
+        found, wanted = shapes.get(path), targets.get(path)
+        if path != starting.QUERIES or found is None:
+            return found == wanted
+        # There may be rows for a larger M; with M = 1 a model has none.
+        rows = 0 if wanted is None else wanted[0]
+        return found[0] >= rows and (wanted is None or found[1:] == wanted[1:])
+
+    return [
+        f"{path}: {shapes.get(path, 'absent')} in the file, "
+        f"{targets.get(path, 'absent')} in the model"
+        for path in sorted(shapes.keys() | targets.keys())
+        if not fits(path)
+    ]
 
 
 def run_llm(run: Run) -> RunLLM:

@@ -66,7 +66,7 @@ def pretrained(field: str, value: str) -> Pretrained | None:
     if field not in PRETRAINED or value in ("", "embedded", "fresh"):
         return None
     path = Path(value)
-    if (path / RUN_WEIGHTS).is_file() or _has_our_paths(path):
+    if (path / RUN_WEIGHTS).is_file() or has_our_paths(path):
         return None
     return open_pretrained(f"weights.{field}", value)
 
@@ -207,7 +207,7 @@ def _from_file(
     return Gathered(chosen), problems
 
 
-def _has_our_paths(path: Path) -> bool:
+def has_our_paths(path: Path) -> bool:
     """Whether a .safetensors file names its tensors as this package does (a damaged
     one is for the reader to complain about)."""
     if path.suffix != ".safetensors" or not path.is_file():

@@ -178,6 +178,12 @@ def write_shards(
         write_json(folder / SAFETENSORS_INDEX, index)
 
 
+def one_dtype(tensors: TensorSource) -> str:
+    """What a config.json calls the dtype of its tensors: the widest that occurs."""
+    found = {name for name, dtype in FLOATS.items() if dtype in tensors.dtypes.values()}
+    return found.pop() if len(found) == 1 else "float32"
+
+
 def write_json(file: Path, content: Mapping[str, object]) -> None:
     """Writes a JSON object as people read it."""
     text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
