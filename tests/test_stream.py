@@ -123,7 +123,7 @@ def test_vectors_stand_in_their_places_also_in_a_later_turn(params):
 
 def test_an_interrupted_answer_is_read_again(params, monkeypatch):
     row = row_of(params)
-    row.read(PROMPT, 20)
+    row.read(PROMPT, 100)
     chunks = row.write(20)
     begun = next(chunks) + next(chunks)
 
@@ -135,8 +135,16 @@ def test_an_interrupted_answer_is_read_again(params, monkeypatch):
         next(chunks)
     monkeypatch.undo()
     assert row.ids == ()
+    # The caches are made anew, and smaller; they grow again when they must.
+    row.read(PROMPT, 2)
+    assert said(row, 2) == begun[:2]
+    long = [*PROMPT] * 12
+    row.read(long, 40)
+    fresh = row_of(params)
+    fresh.read(long, 40)
+    assert said(row, 40) == said(fresh, 40)
     follow = [*PROMPT, *begun, 7]
-    assert row.read(follow, 9) == len(follow)
+    row.read(follow, 9)
     fresh = row_of(params)
     fresh.read(follow, 9)
     assert said(row, 9) == said(fresh, 9)
@@ -180,6 +188,31 @@ def test_long_rope_reads_anew_when_a_row_outgrows_its_original_length(params):
     fresh = row_of(params, config=config)
     fresh.read(follow, 70)
     assert said(row, 70) == said(fresh, 70)
+
+
+def test_rounding_up_does_not_make_a_row_long(params):
+    """40 places round up to 64, but a row of 40 is not longer than 50."""
+    short, long = (1.0, 1.1), (2.0, 9.0)
+    scaling = RopeScaling(
+        "longrope", original_length=50, factors=short, long_factors=long
+    )
+    blocks = dataclasses.replace(BLOCKS, rope_scaling=scaling)
+    never_long = dataclasses.replace(scaling, original_length=1000)
+    other = dataclasses.replace(BLOCKS, rope_scaling=never_long)
+    answers = []
+    for each in (blocks, other):
+        row = row_of(params, config=LLMConfig(SIZE, each))
+        row.read(PROMPT * 2, 30)
+        answers.append(said(row, 30))
+    assert answers[0] == answers[1]
+    # Negative control: with the other list the answer is another.
+    always = dataclasses.replace(scaling, original_length=1)
+    row = row_of(
+        params,
+        config=LLMConfig(SIZE, dataclasses.replace(BLOCKS, rope_scaling=always)),
+    )
+    row.read(PROMPT * 2, 30)
+    assert said(row, 30) != answers[0]
 
 
 def test_padded_lengths_are_few():

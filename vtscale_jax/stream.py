@@ -172,33 +172,28 @@ class Row:
 
     def _make_room(self, needed: int) -> None:
         """Caches of at least `needed` places; those there are keep what they hold."""
-        # A last chunk may be made beyond what was asked for.
-        room = padded_length(needed + CHUNK)
+        needed += CHUNK  # a last chunk may be made beyond what was asked for
+        room = padded_length(needed)
         config = self._fixed["config"]
-        if self._state is None:
-            self._ids = []
+        scaling = config.blocks.rope_scaling
+        turned = False
+        if scaling is not None and scaling.kind == "longrope":
+            # Rows of up to this length turn their keys otherwise than longer ones:
+            # it is not passed by rounding up, and when it is, all is read anew.
+            border = scaling.original_length
+            room = min(room, border) if needed <= border else room
+            turned = self._room <= border < room
+        if self._state is None or turned:
+            self._ids, self._room = [], room
             self._state = generate.begin(config, 1, room, self._seed)
         elif room > self._room:
-            scaling = config.blocks.rope_scaling
-            border = scaling.original_length if scaling is not None else 0
-            if (
-                scaling is not None
-                and scaling.kind == "longrope"
-                and self._room <= border < room
-            ):
-                # Longer rows turn their keys otherwise: all is read anew.
-                self._ids = []
-                self._state = generate.begin(config, 1, room, self._seed)
-            else:
-                more = room - self._room
-                widen = [(0, 0)] * 5
-                self._state = self._state._replace(
-                    caches=jax.tree.map(
-                        lambda x: jnp.pad(x, [*widen[: x.ndim - 2], (0, more), (0, 0)]),
-                        self._state.caches,
-                    )
+            widen = [(0, 0), (0, 0), (0, 0), (0, room - self._room), (0, 0)]
+            self._state = self._state._replace(
+                caches=jax.tree.map(
+                    lambda x: jnp.pad(x, widen[-x.ndim :]), self._state.caches
                 )
-        self._room = max(self._room, room)
+            )
+            self._room = room
 
 
 class Reply:
