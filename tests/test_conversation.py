@@ -47,7 +47,7 @@ class Model:
         apart = dataclasses.replace(self.model.llm.blocks, stacked=False)
         llm = dataclasses.replace(self.model.llm, blocks=apart)
         self.generating = dataclasses.replace(self.model, llm=llm)
-        self.apart = {**self.params, "llm": unstack(self.params["llm"])}
+        self.apart = {**self.params, "llm": unstack(dict(self.params["llm"]))}
         self.eos = end_ids(self.parts.llm_tokenizer)
 
     def conversation(self, image, most=24, **changes):
@@ -178,10 +178,52 @@ def test_an_interrupted_question_is_fused_anew(model, records, monkeypatch):
 def test_what_cannot_be_read_is_said(model, tmp_path):
     with pytest.raises(ValueError, match=r"missing\.png.*no such file"):
         model.conversation(str(tmp_path / "missing.png")).ask("how many digits ?")
-    silent = model.conversation(None, require_image=False)
-    silent.ask("how many digits are on the page ?")
-    with pytest.raises(ConversationError, match="no answer to 'how many"):
-        silent.ask("and now ?")  # its answer was never taken
+
+
+def test_a_question_without_answer_is_left_out(model, records):
+    record = records[0]
+    question = record.turns[-1].question
+    conversation = model.conversation(np.asarray(record.image))
+    conversation.ask("how many digits are on the page ?")  # its answer is not taken
+    alone = model.conversation(np.asarray(record.image))
+    assert answer(conversation, question) == answer(alone, question)
+    assert np.array_equal(conversation._vectors, alone._vectors)
+
+
+def test_a_question_that_was_interrupted_leaves_no_trace(model, records, monkeypatch):
+    record = records[0]
+    question = record.turns[-1].question
+    conversation = model.conversation(np.asarray(record.image))
+    first = answer(conversation, question)
+
+    def interrupt(*args, **more):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(conversation._row, "read", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        conversation.ask("how many digits are on the page ?")
+    monkeypatch.undo()
+    turns = (Turn(question, first), Turn(question, ""))
+    asked = record._replace(turns=turns)
+    assert answer(conversation, question) == model.answer_anew(asked)
+
+
+def test_what_is_too_long_is_refused_before_anything_is_fused(
+    model, records, monkeypatch
+):
+    record = records[0]
+    question = record.turns[-1].question
+    conversation = model.conversation(np.asarray(record.image))
+    conversation._row._limit = 30
+    with pytest.raises(ConversationError, match="the model has 30 positions"):
+        conversation.ask(question)
+    assert conversation._caches is None
+    module = __import__("vtscale_jax.conversation", fromlist=["FUSION_ROOM"])
+    monkeypatch.setattr(module, "FUSION_ROOM", 8)
+    short = model.conversation(np.asarray(record.image))
+    with pytest.raises(ConversationError, match="fusion decoder has room"):
+        for _ in range(12):
+            answer(short, question)
 
 
 CHAT = (
@@ -210,7 +252,23 @@ def test_text_conversations_use_the_template_and_the_cache(model):
     row.read(ids, 6)
     anew = [token for chunk in row.write(6) for token in chunk]
     assert said == tokenizer.decode(anew, skip_special_tokens=True)
-    assert start("the page").ask("how many digits") and start().ask("how many digits")
+    talk = start("the page")
+    talk.ask("how many digits")
+    text = "system : the page ; user : how many digits ; answer :"
+    assert talk.timing.num_tokens == len(tokenizer.encode(text))
+    # A refused question and an answer that was not taken are left out.
+    talk = start()
+    talk.ask("not taken")
+    first = answer(talk, "how many digits")
+    talk._row._limit = 30
+    with pytest.raises(ConversationError, match="30 positions"):
+        talk.ask("how many digits are on the page and where do they all stand ?")
+    talk._row._limit = None
+    assert answer(talk, "and now") == said
+
+    tokenizer.chat_template = "{{ raise_exception('roles must alternate') }}"
+    with pytest.raises(ConversationError, match="roles must alternate"):
+        start().ask("how many digits")
 
     tokenizer.chat_template = None
     with pytest.raises(ConversationError, match="no chat template"):

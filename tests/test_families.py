@@ -476,7 +476,7 @@ def test_reading_in_pieces_equals_one_pass(name, stacked):
 
     blocks = dataclasses.replace(config.blocks, stacked=stacked)
     model = LLM(dataclasses.replace(config, blocks=blocks))
-    own = jax.tree.map(jnp.asarray, params if stacked else unstack(params))
+    own = jax.tree.map(jnp.asarray, params if stacked else unstack(dict(params)))
 
     @jax.jit
     def read(ids, keep, start, caches):

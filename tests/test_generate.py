@@ -83,7 +83,7 @@ def test_a_batch_of_unequal_prompts_is_its_rows_alone_and_without_cache(params):
 
 
 def test_layers_apart_are_the_same_model(params):
-    apart = unstack(params)
+    apart = unstack(dict(params))
     assert answers(apart, PROMPTS, config=APART) == answers(params, PROMPTS)
     ids = padded(PROMPTS)[0]
     one, other = logits_of(params, ids), logits_of(apart, ids, config=APART)
@@ -97,7 +97,7 @@ def test_layers_apart_are_the_same_model(params):
 
 @pytest.mark.parametrize("config", [CONFIG, APART], ids=["stacked", "apart"])
 def test_a_second_turn_goes_on_in_the_cache(params, config):
-    own = params if config is CONFIG else unstack(params)
+    own = params if config is CONFIG else unstack(dict(params))
     same = {"config": config, "eos_ids": NEVER}
     state = begin(config, 3, 40)
     state = read(own, state, *padded(PROMPTS), **same)
@@ -127,6 +127,13 @@ def test_rows_end_by_themselves_and_keep_their_cache(params):
     state = read(params, begin(CONFIG, 3, 40), *padded(PROMPTS), **same)
     state, _ = write(params, state, num_steps=3, **same)
     assert bool(state.ended[1]) and not bool(state.ended[2])
+    # All at their end: nothing more is made, whatever number of steps is asked for.
+    state = state._replace(ended=jnp.ones(3, bool))
+    lengths = np.asarray(state.lengths)
+    state, tokens = write(params, state, num_steps=5, **same)
+    assert (np.asarray(tokens) == end).all()
+    assert np.array_equal(state.lengths, lengths)
+    state = state._replace(ended=jnp.array([False, True, False]))
     before = np.asarray(state.caches.k[:, 1]), int(state.lengths[1])
     state, _ = write(params, state, num_steps=4, **same)
     assert np.array_equal(before[0], state.caches.k[:, 1])
@@ -151,6 +158,8 @@ def test_drawn_tokens_have_the_probabilities_of_the_softmax():
         # 0.5 + 0.3 is the least that has 0.7 of the probability.
         (1.0, 0, 0.7): [0.625, 0.375, 0, 0],
         (1.0, 0, 0.5): [1, 0, 0, 0],
+        # Colder, the first has 0.25 of 0.365: 0.685. The share is taken after that.
+        (0.5, 0, 0.68): [1, 0, 0, 0],
         # After top_k the first alone has 0.625.
         (1.0, 2, 0.6): [1, 0, 0, 0],
     }
@@ -159,6 +168,36 @@ def test_drawn_tokens_have_the_probabilities_of_the_softmax():
         np.testing.assert_allclose(got, want, atol=atol)
         assert all(g == 0 for g, w in zip(got, want, strict=True) if w == 0)
     assert shares(temperature=0.0).tolist() == [1, 0, 0, 0]
+
+
+def test_every_token_is_drawn_anew(params):
+    """Were the noise the same at every step, a hot model would repeat one token."""
+    flat = jax.tree.map(np.zeros_like, params)  # all tokens equally likely
+    (row,) = answers(flat, [PROMPTS[0]], 24, sampling=Sampling(1.0), seed=3)
+    assert len(set(row)) > 8
+
+
+def test_one_token_and_a_row_of_padding(params):
+    assert answers(params, PROMPTS, 1) == [row[:1] for row in answers(params, PROMPTS)]
+    ids, keep = padded([*PROMPTS, [1]])
+    keep = keep.at[3].set(False)
+    same = {"config": CONFIG, "eos_ids": NEVER}
+    state = read(params, begin(CONFIG, 4, 30), ids, keep, **same)
+    assert np.asarray(state.ended).tolist() == [False, False, False, True]
+
+
+def test_bfloat16_is_near_and_its_angles_are_wide(params):
+    """Angles, scores and softmax are float32 whatever the dtype of the rest."""
+    blocks = dataclasses.replace(BLOCKS, dtype="bfloat16")
+    config = dataclasses.replace(CONFIG, blocks=blocks)
+    rng = np.random.default_rng(0)
+    ids = jnp.asarray(rng.integers(0, 31, (1, 600)), jnp.int32)
+    small = jax.tree.map(lambda leaf: leaf * 0.3, params)
+    exact = np.asarray(logits_of(small, ids))
+    near = np.asarray(logits_of(small, ids, config=config), np.float32)
+    # Positions to 600 in bfloat16 would be off by whole turns of the fastest channel.
+    assert np.abs(near - exact)[:, 500:].max() < 0.05 * np.abs(exact).max()
+    assert begin(config, 1, 8).caches.k.dtype == jnp.bfloat16
 
 
 def test_what_a_row_draws_depends_on_its_seed_and_place_only(params):
@@ -175,6 +214,8 @@ def test_what_a_row_draws_depends_on_its_seed_and_place_only(params):
     ("how", "named"),
     [
         ({"temperature": -1.0}, "temperature"),
+        ({"temperature": float("nan")}, "temperature"),
+        ({"temperature": 1e-40}, "temperature"),
         ({"top_k": -1}, "top_k"),
         ({"top_p": 0.0}, "top_p"),
         ({"top_p": 1.5}, "top_p"),
@@ -187,7 +228,7 @@ def test_settings_that_mean_nothing_are_refused(how, named):
 
 
 def test_int8_weights_are_near_and_are_what_is_read(params):
-    small = quantize(params)
+    small = quantize(dict(params))
     config = dataclasses.replace(CONFIG, blocks=dataclasses.replace(BLOCKS, int8=True))
     kernel = params["blocks"]["gate"]["kernel"]
     whole = np.asarray(small["blocks"]["gate"]["kernel_int8"], np.float32)
@@ -215,3 +256,6 @@ def test_a_column_of_zeros_stays_zero(params):
     small = quantize({**params, "blocks": changed})["blocks"]["gate"]
     assert not np.asarray(small["kernel_int8"])[:, :, 3].any()
     assert np.isfinite(np.asarray(small["kernel_scale"])).all()
+    # No 0/0 on the way, which a cast to whole numbers would hide.
+    with jax.debug_nans(True):
+        quantize({**params, "blocks": changed})

@@ -10,17 +10,17 @@ import pytest
 import tiny
 
 from vtscale_jax import losses, paths
-from vtscale_jax.eval.decoding import greedy
 from vtscale_jax.attention import attend, causal_mask
+from vtscale_jax.eval.decoding import greedy
 from vtscale_jax.layers import BlockConfig
-from vtscale_jax.rotary import rotate
+from vtscale_jax.llm import splice
 from vtscale_jax.optim import OptimConfig, make_optimizer
+from vtscale_jax.rotary import rotate
 from vtscale_jax.stages import align_terms, get_stage, init_params
 from vtscale_jax.step import initial_state, make_steps
 from vtscale_jax.tokens import QueryLayout
 from vtscale_jax.types import Kind
 from vtscale_jax.vision import pack_crops
-from vtscale_jax.llm import splice
 from vtscale_jax.vlm import VLM, AlignModel, fuse, take_slots
 
 CONFIG = tiny.model_config()

@@ -223,6 +223,34 @@ def test_align_begins_from_a_clip_folder(clip_folder, tmp_path):
     assert 0.01 < saved["vision/merge/kernel"].std() < 0.03
 
 
+def test_the_next_stage_follows_the_clip(clip_folder, tmp_path):
+    folder, _ = clip_folder
+    small = {"optim__steps": 1, "data__page__page_size": 48, "eval__questions": 1}
+    align = small_config(
+        stage="align",
+        weights__clip=str(folder),
+        weights__fusion_tokenizer="clip",
+        **small,
+    )
+    train(align, tmp_path / "align")
+    finetune = small_config(
+        stage="finetune",
+        weights__llm="embedded",
+        weights__init_from=str(tmp_path / "align"),
+        model__llm__blocks__num_layers=4,
+        query_schedule=(),
+        **small,
+    )
+    train(finetune, tmp_path / "finetune")
+    trained = open_trained(tmp_path / "finetune")
+    assert trained.model.vision.blocks == VISION.blocks
+    assert trained.config.weights.clip == str(folder)
+    assert trained.encoding.view_size == 16
+    begun = load_file(tmp_path / "align" / "weights.safetensors")
+    saved = trained.params["vision"]["pos_embed"]
+    assert np.abs(saved - begun["vision/pos_embed"]).max() < 0.01
+
+
 def test_what_changed_is_said(clip_folder, adapted):
     folder, config, _ = adapted
     settings = small_config(

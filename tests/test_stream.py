@@ -150,12 +150,52 @@ def test_an_interrupted_answer_is_read_again(params, monkeypatch):
     assert said(row, 9) == said(fresh, 9)
 
 
+def test_an_interrupted_question_leaves_nothing_behind(params, monkeypatch):
+    row = row_of(params)
+    row.read(PROMPT, 9)
+
+    def interrupt(*args, **more):
+        raise KeyboardInterrupt
+
+    for name in ("read", "begin", "read"):
+        monkeypatch.setattr(generate, name, interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            row.read([*PROMPT, 7], 9)
+        monkeypatch.undo()
+        assert row.ids == ()
+    assert row.read([*PROMPT, 7], 9) == 6
+    fresh = row_of(params)
+    fresh.read([*PROMPT, 7], 9)
+    assert said(row, 9) == said(fresh, 9)
+
+
+def test_an_answer_is_made_once_and_only_in_its_room(params):
+    row = row_of(params)
+    row.read(PROMPT, 9)
+    with pytest.raises(ConversationError, match="for 32 in all"):
+        next(row.write(40))
+    said(row, 9)
+    with pytest.raises(AssertionError, match="read comes first"):
+        next(row.write(9))
+
+
+def test_the_first_token_is_there_when_read_returns(params, monkeypatch):
+    """Its time is that of reading, not of the answer's first piece."""
+    row, real, waited = row_of(params), jax.block_until_ready, []
+    monkeypatch.setattr(
+        jax, "block_until_ready", lambda tree: (waited.append(1), real(tree))[1]
+    )
+    row.read(PROMPT, 9)
+    assert waited
+
+
 def test_an_answer_ends_at_an_end_token_and_goes_on_after_it(params):
     free = row_of(params)
     free.read(PROMPT, 20)
     tokens = said(free, 20)
-    end = tokens[12]
-    stop = tokens.index(end) + 1
+    # One that comes first within a chunk, not at the end of one.
+    firsts = [i for i in range(2, 16) if tokens.index(tokens[i]) == i and i % 8]
+    end, stop = tokens[firsts[-1]], firsts[-1] + 1
     row = row_of(params, eos_ids=(end,))
     row.read(PROMPT, 20)
     assert said(row, 20) == tokens[:stop]
@@ -264,6 +304,9 @@ def test_stop_strings_are_found_across_pieces_and_never_shown():
         reply, pieces = pieces_of(text, [size] * 40, stop=["STOP", "zzz"])
         assert "".join(pieces) == reply.text == "one two "
         assert reply.ended == "stop"
+    # The one that comes first in the text, not in the list.
+    reply, pieces = pieces_of("a THEN b STOP c", [50], stop=["STOP", "THEN"])
+    assert "".join(pieces) == reply.text == "a "
     # What only begins like a stop string is shown in the end.
     reply, pieces = pieces_of("one two STO", [1] * 40, stop=["STOP"])
     assert "".join(pieces) == reply.text == "one two STO"

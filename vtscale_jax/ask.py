@@ -13,6 +13,7 @@ with a language model alone.
 import argparse
 import os
 import sys
+import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import cast
@@ -29,6 +30,7 @@ from vtscale_jax.conversation import (
 from vtscale_jax.generate import Sampling
 from vtscale_jax.tokens import Tokenizer, end_ids
 from vtscale_jax.trained import open_trained
+from vtscale_jax.views import load_image
 from vtscale_jax.weights.language_models import load_language_model
 
 EXAMPLE = """\
@@ -46,11 +48,22 @@ class CompileClock:
 
     def __init__(self) -> None:
         self.seconds = 0.0
+        self._covered: list[tuple[float, float]] = []
         jax.monitoring.register_event_duration_secs_listener(self._add)
 
     def _add(self, event: str, duration_secs: float, **_: str | int) -> None:
-        if event.startswith("/jax/core/compile/"):
-            self.seconds += duration_secs
+        """An event that has just ended; those within it came before, and count once."""
+        if not event.startswith("/jax/core/compile/"):
+            return
+        end = time.perf_counter()
+        start = end - duration_secs
+        while self._covered and self._covered[-1][0] >= start:
+            inner = self._covered.pop()
+            self.seconds -= inner[1] - inner[0]
+        if self._covered:
+            start = max(start, self._covered[-1][1])
+        self._covered.append((start, end))
+        self.seconds += end - start
 
 
 def questions(given: Sequence[str]) -> Iterator[str]:
@@ -100,7 +113,13 @@ def converse(
         if given:
             print(f"> {question}")
         before = clock.seconds
-        reply = conversation.ask(question)
+        try:
+            reply = conversation.ask(question)
+        except ValueError as error:
+            if given:
+                raise
+            print(f"error: {error}")  # who types may ask something else
+            continue
         compiling, compiled = clock.seconds - before, clock.seconds
         tokens, seconds = 0, 0.0
         for piece in reply:
@@ -158,16 +177,16 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument(
         "--dtype",
-        choices=("auto", "float32", "bfloat16"),
-        default="auto",
-        help="of --llm: auto is bfloat16 on accelerators and float32 on CPU",
+        choices=("float32", "bfloat16"),
+        help="of --llm; default: bfloat16 on accelerators, float32 on CPU",
     )
     parser.add_argument("--traceback", action="store_true", help="of an error")
     options = parser.parse_args(arguments)
-    if options.llm and (options.image or options.num_queries):
-        parser.error("--image and --num_queries go with --run, not with --llm")
-    if options.run and options.system is not None:
-        parser.error("--system goes with --llm: a run has the system text of its data")
+    of_runs = ("image", "num_queries", "num_followup_queries")
+    for name in of_runs if options.llm else ("system", "dtype"):
+        if getattr(options, name) is not None:
+            other = "--run" if options.llm else "--llm"
+            parser.error(f"--{name} goes with {other}")
     if options.max_new_tokens < 1:
         parser.error(
             f"--max_new_tokens is {options.max_new_tokens}, expected 1 or more"
@@ -185,13 +204,19 @@ def start(options: argparse.Namespace) -> Conversation:
     )
     if options.llm:
         model = load_language_model(
-            "--llm", options.llm, dtype=options.dtype, int8=options.int8, apart=True
+            "--llm",
+            options.llm,
+            dtype=options.dtype or "auto",
+            int8=options.int8,
+            apart=True,
         )
         answering = answering._replace(eos_ids=model.end_ids, limit=model.limit)
         print(f"{model.where}: {model.config.blocks.num_layers} layers")
         return TextConversation(
             model.params, model.config, model.tokenizer, answering, options.system
         )
+    if options.image is not None:
+        load_image(options.image)  # before anything large is read
     run = open_trained(
         options.run,
         num_queries=options.num_queries,

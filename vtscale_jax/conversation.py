@@ -7,6 +7,9 @@ is new. Both kinds have
     reply = conversation.ask("What is shown?")
     for piece in reply: print(piece.text, end="")
     conversation.timing
+
+A question that got no answer (an empty one, or one cut at its beginning by a stop
+string) is left out of what follows.
 """
 
 import functools
@@ -16,6 +19,7 @@ from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
+import jinja2
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
@@ -125,12 +129,20 @@ class TextConversation:
     def ask(self, question: str) -> Reply:
         """Reads a question (after the answer before it has been taken); iterate over
         the reply for the answer."""
-        if self._reply is not None:
-            self._said.append({"role": "assistant", "content": self._reply.text})
-        asked = [*self._said, {"role": "user", "content": question}]
-        text: Any = self._tokenizer.apply_chat_template(
-            asked, add_generation_prompt=True, tokenize=False
-        )
+        said = list(self._said)
+        if self._reply is not None and not self._reply.text:
+            said.pop()
+        elif self._reply is not None:
+            said.append({"role": "assistant", "content": self._reply.text})
+        asked = [*said, {"role": "user", "content": question}]
+        try:
+            text: Any = self._tokenizer.apply_chat_template(
+                asked, add_generation_prompt=True, tokenize=False
+            )
+        except jinja2.TemplateError as error:
+            raise ConversationError(
+                f"the model's chat template refuses the conversation: {error}"
+            ) from error
         ids = self._tokenizer.encode(text, add_special_tokens=False)
         answering = self._answering
         read, seconds = timed(lambda: self._row.read(ids, answering.most))
@@ -211,7 +223,8 @@ class ImageConversation:
         turns = self._turns
         if self._reply is not None:
             turns = (*turns[:-1], turns[-1]._replace(answer=self._reply.text))
-            _check_answer(turns[-1])
+            if not self._reply.text:
+                turns, self._caches = turns[:-1], None  # fused without it
         turns = (*turns, Turn(question, ""))
         encoding, answering = self._encoding, self._answering
         has_image = self._image is not None
@@ -228,7 +241,11 @@ class ImageConversation:
             views, vision, fusion = self._fuse(record)
             vectors = Vectors(self._vectors, llm_slots(sequence))
         ids = sequence.ids.tolist()
-        read, prefill = timed(lambda: self._row.read(ids, answering.most, vectors))
+        try:
+            read, prefill = timed(lambda: self._row.read(ids, answering.most, vectors))
+        except BaseException:
+            self._caches = None  # this question was not asked: it is fused anew
+            raise
         self._turns = turns
         self.timing = Timing(views, vision, fusion, prefill, read, len(ids))
         self._reply = Reply(
@@ -264,8 +281,10 @@ class ImageConversation:
             )
             self._num_seen = tokens.shape[0] * tokens.shape[1]
             room = padded_length(self._num_seen + len(whole.ids)) + FUSION_ROOM
-            self._caches = empty_caches(self._config.fusion.blocks, 1, room)
+            caches = empty_caches(self._config.fusion.blocks, 1, room)
             self._room = room
+        else:
+            caches = self._caches
         seen = self._num_seen if tokens is not None else 0
         begun = max(self._fused - self._num_seen, 0)
         new = TokenSequence(whole.ids[begun:], whole.kinds[begun:])
@@ -277,16 +296,17 @@ class ImageConversation:
             )
         inputs = _fusion_input(crops, seen, new)
         start = jnp.full(1, self._fused, jnp.int32)
-        caches, self._caches = self._caches, None
+        self._caches = None
         (vectors, self._caches), fusion = timed(
             lambda: _ask(
                 self._params, inputs, tokens, start, caches, config=self._config
             )
         )
         self._fused += seen + len(new.ids)
-        vectors = vectors[0]
+        # On the host: joined or cut on a device, each length would be a program.
+        vectors = np.asarray(vectors[0])
         if tokens is None:
-            vectors = jnp.concatenate([self._vectors, vectors])
+            vectors = np.concatenate([self._vectors, vectors])
         self._vectors = vectors
         return views, vision, fusion
 
@@ -309,14 +329,6 @@ def _fusion_input(
         kinds=kinds,
         slots=(num_seen + fusion_slots(sequence))[None],
     )
-
-
-def _check_answer(turn: Turn) -> None:
-    if not turn.answer:
-        raise ConversationError(
-            f"the model gave no answer to {turn.question!r}, so there is nothing to "
-            "follow up: begin a new conversation"
-        )
 
 
 Conversation = TextConversation | ImageConversation

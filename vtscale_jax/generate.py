@@ -13,6 +13,7 @@ is streamed. `generate` does it all in one program.
 
 import dataclasses
 import functools
+import math
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -39,9 +40,10 @@ class Sampling:
     top_p: float = 1.0
 
     def __post_init__(self) -> None:
-        if self.temperature < 0:
+        if not (self.temperature == 0 or 1e-3 <= self.temperature < math.inf):
             raise ValueError(
-                f"temperature is {self.temperature}, expected 0 (greedy) or more"
+                f"temperature is {self.temperature}, expected 0 (greedy), or a number "
+                "from 0.001 on"
             )
         if self.top_k < 0:
             raise ValueError(f"top_k is {self.top_k}, expected 0 (all) or more")
@@ -122,6 +124,7 @@ def _advance(
     keys = jax.vmap(jax.random.fold_in)(state.keys, lengths)
     chosen = jnp.where(keep[:, 0], choose(logits, sampling, keys), state.ids)
     ended = jnp.isin(chosen, jnp.array(eos_ids, jnp.int32))
+    ended |= lengths == 0  # a row of padding has nothing to answer
     return State(caches, lengths, chosen, ended, state.keys)
 
 
@@ -169,6 +172,8 @@ def write(
     """
     rows = state.ids.shape[0]
     tokens = jnp.full((rows, num_steps), eos_ids[0], jnp.int32)
+    if num_steps == 0:  # a loop's body is traced even if it never runs
+        return state, tokens
 
     def unfinished(carry):
         step, state, _ = carry

@@ -125,7 +125,9 @@ class Linear(nn.Module):
     """x·kernel (+ bias) over the last axis, in `dtype`.
 
     With `int8` the kernel is held as whole numbers of −127…127 and one scale for each
-    output; it is never there in another form than x·`kernel_int8`·`kernel_scale`.
+    output: x·`kernel_int8`·`kernel_scale`. That is a quarter of float32's bytes to
+    hold; XLA's CPU backend converts them to floats before a loop of steps all the same
+    (`benchmarks/int8.py`).
     """
 
     features: int

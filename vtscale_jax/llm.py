@@ -4,13 +4,12 @@ It is frozen in every stage of the paper; gradients only pass through it.
 """
 
 import dataclasses
-from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Int, Int8
 
 from vtscale_jax import paths
 from vtscale_jax.attention import causal_mask, sees
@@ -147,36 +146,56 @@ def splice(
     return embeddings.at[rows, slots].set(vectors.astype(embeddings.dtype), mode="drop")
 
 
-def unstack(params: Mapping[str, Any]) -> dict[str, Any]:
+def unstack(params: dict[str, Any]) -> dict[str, Any]:
     """The parameters of an `LLM` for `stacked=False`: `blocks` as one tree a layer.
 
-    Layers are copied out one tensor after another; the stacked tensor can be freed when
-    the caller lets go of it.
+    `blocks` is taken out of `params`, and a stacked tensor is let go as soon as its
+    layers are copied: where nobody else holds it, no model is ever there twice.
     """
+    flat = paths.flatten(params.pop("blocks"))
     layers: dict[str, dict[str, Any]] = {}
-    for path, leaf in paths.flatten(params["blocks"]).items():
+    for path in list(flat):
+        leaf = flat.pop(path)
         for i in range(leaf.shape[0]):
             layers.setdefault(f"layer{i}", {})[path] = leaf[i]
+        jax.block_until_ready([layer[path] for layer in layers.values()])
+        del leaf
     blocks = {name: paths.unflatten(layer) for name, layer in layers.items()}
     return {**params, "blocks": blocks}
 
 
-def quantize(params: Mapping[str, Any]) -> dict[str, Any]:
-    """The parameters of an `LLM` for `int8=True`: every kernel of the blocks as
+def quantize(params: dict[str, Any]) -> dict[str, Any]:
+    """The parameters of an `LLM` for `int8=True`: every kernel of the stacked blocks as
     `kernel_int8` and `kernel_scale`.
 
     A scale is the largest magnitude among the weights of one output, over 127 (round to
-    nearest, symmetric). Embeddings, head and norms stay as they are.
+    nearest, symmetric). Embeddings, head and norms stay as they are. `blocks` is taken
+    out of `params` tensor by tensor, as in `unstack`.
     """
-    flat: dict[str, Any] = {}
-    for path, leaf in paths.flatten(params["blocks"]).items():
-        if not path.endswith("/kernel"):
-            flat[path] = leaf
-            continue
-        wide = jnp.asarray(leaf, jnp.float32)
-        scale = jnp.max(jnp.abs(wide), axis=-2) / 127
+    flat = paths.flatten(params.pop("blocks"))
+    small: dict[str, Any] = {}
+    for path in list(flat):
+        leaf = flat.pop(path)
+        if path.endswith("/kernel"):
+            whole, scale = jax.block_until_ready(_whole_numbers(leaf))
+            small[f"{path}_int8"], small[f"{path}_scale"] = whole, scale
+        else:
+            small[path] = leaf
+        del leaf
+    return {**params, "blocks": paths.unflatten(small)}
+
+
+@jax.jit
+def _whole_numbers(
+    kernels: Float[Array, "N D E"],
+) -> tuple[Int8[Array, "N D E"], Float[Array, "N E"]]:
+    """Whole numbers and scales of each layer's kernel, one layer after another."""
+
+    def one(kernel: Array) -> tuple[Array, Array]:
+        wide = kernel.astype(jnp.float32)
+        scale = jnp.max(jnp.abs(wide), axis=0) / 127
         # A column of zeros has no scale of its own.
-        whole = jnp.round(wide / jnp.where(scale > 0, scale, 1)[..., None, :])
-        flat[f"{path}_int8"] = whole.astype(jnp.int8)
-        flat[f"{path}_scale"] = scale
-    return {**params, "blocks": paths.unflatten(flat)}
+        whole = jnp.round(wide / jnp.where(scale > 0, scale, 1))
+        return whole.astype(jnp.int8), scale
+
+    return jax.lax.map(one, kernels)

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Float, Int
 
 from vtscale_jax import generate
 from vtscale_jax.generate import GREEDY, Sampling
@@ -47,7 +47,7 @@ class Decoder(Protocol):
 class Vectors(NamedTuple):
     """Vectors that stand for tokens of the row: `values[k]` at place `places[k]`."""
 
-    values: Float[Array, "K E"]
+    values: Float[np.ndarray, "K E"]
     places: Int[np.ndarray, " K"]
 
 
@@ -91,6 +91,7 @@ class Row:
         self._limit = limit
         self._ids: list[int] = []  # what the caches hold
         self._room = 0
+        self._unsaid = False  # read, and the answer not begun
         self._state: generate.State | None = None
 
     @property
@@ -116,7 +117,8 @@ class Row:
         """Makes the row hold `ids`, with room for `room` more, and chooses the next
         token. Returns how many tokens had to be read.
 
-        `vectors` are those of the whole row. Raises as `check` does.
+        `vectors` are those of the whole row; equal tokens at its beginning are taken to
+        have the vectors that they had. Raises as `check` does.
         """
         self.check(len(ids), room)
         self._make_room(len(ids) + room)
@@ -141,20 +143,28 @@ class Row:
         self._state = generate.read(
             self._params, state, row, keep, *spliced, **self._fixed
         )
-        self._ids = list(ids)
+        # Until it is there: the time to the first token ends here, and so do errors.
+        jax.block_until_ready(self._state.ids)
+        self._ids, self._unsaid = list(ids), True
         return len(new)
 
     def write(self, most: int) -> Iterator[list[int]]:
         """The answer's tokens in chunks, `most` in all at most; an end token that
         comes is the last. The caches hold what was given out, but for the last token.
         """
-        assert self._state is not None, "read comes first"
+        assert self._state is not None and self._unsaid, "read comes first"
+        if len(self._ids) + most > self._room:
+            raise ConversationError(
+                f"asked for {most} tokens after {len(self._ids)}, but read made room "
+                f"for {self._room} in all: give read the room"
+            )
+        self._unsaid = False
         last = int(self._state.ids[0])
         made, ended = 1, bool(self._state.ended[0])
         yield [last]
         while made < most and not ended:
             # Always the same number of steps, hence one program; what is beyond `most`
-            # is made and taken back.
+            # is made and taken back (and what is beyond the caches, not written).
             state, self._state, held = self._state, None, self._ids
             self._ids = []
             state, tokens = generate.write(
@@ -172,7 +182,6 @@ class Row:
 
     def _make_room(self, needed: int) -> None:
         """Caches of at least `needed` places; those there are keep what they hold."""
-        needed += CHUNK  # a last chunk may be made beyond what was asked for
         room = padded_length(needed)
         config = self._fixed["config"]
         scaling = config.blocks.rope_scaling
@@ -184,8 +193,9 @@ class Row:
             room = min(room, border) if needed <= border else room
             turned = self._room <= border < room
         if self._state is None or turned:
-            self._ids, self._room = [], room
+            self._ids, self._state = [], None
             self._state = generate.begin(config, 1, room, self._seed)
+            self._room = room
         elif room > self._room:
             widen = [(0, 0), (0, 0), (0, 0), (0, room - self._room), (0, 0)]
             self._state = self._state._replace(

@@ -245,7 +245,8 @@ def end_ids(tokenizer: Tokenizer, more: Iterable[int] = ()) -> tuple[int, ...]:
     """The tokens that end an answer: the tokenizer's own, and `more` of the model's
     config (Llama 3, for one, has several). ValueError when there is none."""
     own = tokenizer.eos_token_id
-    found = list(dict.fromkeys([*([] if own is None else [own]), *more]))
+    found: list[int] = [] if own is None else [own]
+    found += [one for one in dict.fromkeys(more) if one != own]
     if not found:
         raise ValueError(
             "neither tokenizer nor config names a token that ends an answer: set "

@@ -1,7 +1,6 @@
 """A finished run as a model that answers: what `ask` opens."""
 
 import dataclasses
-import json
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,10 +12,16 @@ from vtscale_jax import settings
 from vtscale_jax.assemble import assemble, prompts_encoding
 from vtscale_jax.llm import quantize, unstack
 from vtscale_jax.loader import Encoding
+from vtscale_jax.run_folder import RunFolder
 from vtscale_jax.stages import get_stage
 from vtscale_jax.tokens import QueryLayout
 from vtscale_jax.vlm import ModelConfig
 from vtscale_jax.weights import starting
+from vtscale_jax.weights.pretrained import PretrainedError
+
+# The parts of a run's config that a model is made from.
+READ = "stage preset seed num_queries num_followup_queries inputs model weights data"
+READ = READ.split()
 
 
 class RunError(ValueError):
@@ -62,20 +67,32 @@ def open_trained(
         config.num_queries = num_queries or trained_for
         if num_followup_queries is not None:
             config.num_followup_queries = num_followup_queries
+        elif config.num_followup_queries is not None:
+            # The run's own, unless fewer are asked for of the first question.
+            config.num_followup_queries = min(
+                config.num_followup_queries, config.num_queries
+            )
         config.weights.init_from = str(folder)
     dtypes = settings.resolve_dtypes(config, jax.default_backend())
     model = settings.model_config(config, dtypes.compute)
-    parts = assemble(config, model.vision)
-    # A finetuned run is as whole as an adapted one: all of it is taken as it is.
-    params, found = starting.starting_params(
-        get_stage("adapt"),
-        model,
-        config.weights.to_dict(),
-        config.seed,
-        llm_dtype=dtypes.llm_params,
-    )
-    _check_llm(folder, found["llm"].sha256)
-    llm = jax.tree.map(lambda leaf: leaf.astype(dtypes.llm_params), params["llm"])
+    try:
+        parts = assemble(config, model.vision)
+        # A finetuned run is as whole as an adapted one: all of it is taken as it is.
+        params, found = starting.starting_params(
+            get_stage("adapt"),
+            model,
+            config.weights.to_dict(),
+            config.seed,
+            llm_dtype=dtypes.llm_params,
+        )
+    except PretrainedError as error:
+        raise RunError(
+            f"--run {folder} needs models that it does not hold: {error}\nWhere one "
+            f"has moved, set its place under weights in {folder / 'config.json'}"
+        ) from error
+    check_llm(folder, found["llm"].sha256)
+    llm = params.pop("llm")  # held by nobody else: its tensors are let go one by one
+    llm = jax.tree.map(lambda leaf: leaf.astype(dtypes.llm_params), llm)
     llm = unstack(quantize(llm) if int8 else llm)
     blocks = dataclasses.replace(model.llm.blocks, stacked=False, int8=int8)
     model = dataclasses.replace(
@@ -94,18 +111,22 @@ def open_trained(
 
 def _config(folder: Path) -> ConfigDict:
     """The run's resolved config; RunError when the folder holds no run to answer."""
-    file = folder / "config.json"
-    if not file.is_file():
+    if not (folder / "config.json").is_file():
         raise RunError(
             f"--run {folder} has no config.json, expected the folder of a run: train "
             "one first (python -m vtscale_jax.train --config configs/m256.py)"
         )
-    try:
-        config = ConfigDict(json.loads(file.read_text(encoding="utf-8")))
-        stage = config.stage
-    except (ValueError, AttributeError) as error:
-        raise RunError(f"{file}: not the config of a run ({error})") from error
-    if stage == "align":
+    content = RunFolder(folder).read("config.json")
+    lacking = READ
+    if isinstance(content, dict):
+        lacking = [name for name in READ if name not in content]
+    if lacking:
+        raise RunError(
+            f"{folder / 'config.json'}: not the config of a run, it lacks "
+            f"{', '.join(lacking)}; give --run the folder that train wrote"
+        )
+    config = ConfigDict(content)
+    if config.stage == "align":
         raise RunError(
             f"--run {folder} is of stage align, which has no language model to answer "
             "with: run stage finetune from it first (python -m vtscale_jax.train "
@@ -120,9 +141,16 @@ def _config(folder: Path) -> ConfigDict:
     return config
 
 
-def _check_llm(folder: Path, sha256: str) -> None:
-    manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
-    theirs = manifest["weights"]["llm"]
+def check_llm(folder: Path, sha256: str) -> None:
+    """RunError unless the run in `folder` was trained with the language model of this
+    hash."""
+    manifest = RunFolder(folder).read("manifest.json")
+    theirs = manifest.get("weights", {}).get("llm")
+    if theirs is None:
+        raise RunError(
+            f"{folder / 'manifest.json'}: does not say which language model the run "
+            "was trained with (weights.llm); restore the file"
+        )
     if theirs["sha256"] != sha256:
         raise RunError(
             f"--run {folder} was trained with another language model than "

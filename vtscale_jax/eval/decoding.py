@@ -1,7 +1,7 @@
 """Greedy answers to a batch of prompts, and their text."""
 
 import functools
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -27,7 +27,7 @@ def greedy(
     Prompts are right-padded and may differ in length. After ⟨eos⟩ a row is filled with
     `eos_id`. Vision and fusion run once.
     """
-    vectors = VLM(config).apply(
+    vectors: Any = VLM(config).apply(
         {"params": params}, batch.fusion, method=VLM.query_vectors
     )
     return generate(

@@ -19,10 +19,15 @@ from vtscale_jax.templates import TEMPLATES
 from vtscale_jax.weights import fetch, goldens, inspection, one_file
 from vtscale_jax.weights.authors_export import export_authors
 from vtscale_jax.weights.authors_folder import PATTERNS, is_authors, open_authors
-from vtscale_jax.weights.authors_import import Use, import_authors
+from vtscale_jax.weights.authors_import import (
+    LLM_FOLDER,
+    TOKENIZER_FOLDER,
+    Use,
+    import_authors,
+)
 from vtscale_jax.weights.hf_export import export_hf
 from vtscale_jax.weights.pretrained import Pretrained, open_pretrained
-from vtscale_jax.weights.run_parts import open_run
+from vtscale_jax.weights.run_parts import is_run, open_run
 from vtscale_jax.weights.writing import FLOATS, OutputError
 
 EXAMPLES = {
@@ -32,7 +37,7 @@ example:
   kind              GGUF file
   …
   family            llama (LlamaForCausalLM)
-  sizes             width 576, layers 30, heads 9, kv heads 3, head width 64, mlp 1,536 …
+  sizes             width 576, layers 30, heads 9, kv heads 3, head width 64, …
   fits              every tensor does
 """,
     "import": """\
@@ -86,6 +91,11 @@ def inspect_source(options: argparse.Namespace) -> int:
 
 def import_source(options: argparse.Namespace) -> int:
     """Imports a checkpoint of the authors' as a run, or a model as one file."""
+    if is_run(Path(options.source)):
+        raise OutputError(
+            f"{options.source} is a run of this package, which needs no import: ask it "
+            f"(python -m vtscale_jax.ask --run {options.source}), or export it"
+        )
     found = open_pretrained("SOURCE", options.source, files=PATTERNS)
     if is_authors(found.config):
         return _import_authors(found, options)
@@ -99,7 +109,8 @@ def import_source(options: argparse.Namespace) -> int:
             + (f" or to ask as --llm {options.source}" if field == "llm" else "")
             + "; for one file with the paths of this package: --out FILE.safetensors"
         )
-    notes = one_file.import_file(found, options.out, options.dtype)
+    dtype = options.dtype or "float32"
+    notes = one_file.import_file(found, options.out, dtype)
     print(f"{options.out}: {options.source} with the paths of this package")
     print(f"use:    --config.weights.{field}={options.out}")
     return _print_notes(notes)
@@ -110,6 +121,11 @@ def _import_authors(found: Pretrained, options: argparse.Namespace) -> int:
         raise OutputError(
             f"--out {options.out}: got a file, expected a folder: a checkpoint of the "
             "authors' becomes a run"
+        )
+    if options.dtype is not None:
+        raise OutputError(
+            "--dtype goes with --out FILE.safetensors: a run's weights are float32, "
+            "and its language model stays as it is"
         )
     folder = open_authors(
         found,
@@ -127,22 +143,20 @@ def _import_authors(found: Pretrained, options: argparse.Namespace) -> int:
         print(f"queries: all {folder.num_queries - 1} begin as row {folder.pad_row}")
     elif spare > 0:
         print(f"queries: {spare} rows more than M uses are kept behind them")
-    given = [
-        f"weights.init_from={out}",
-        f"weights.fusion_tokenizer={out}/fusion_tokenizer",
-    ]
-    sizes = {
-        "vocab_size": fusion.vocab_size,
-        "blocks.num_layers": fusion.blocks.num_layers,
+    given = {
+        "weights.init_from": out,
+        "weights.fusion_tokenizer": out / TOKENIZER_FOLDER,
+        "model.fusion.vocab_size": fusion.vocab_size,
+        "model.fusion.blocks.num_layers": fusion.blocks.num_layers,
+        "data.max_local_views": folder.max_local_views,
     }
-    given += [f"model.fusion.{field}={value}" for field, value in sizes.items()]
     stage = "paper,stage=finetune"
     if folder.stage != "align":
         print(f"ask:    python -m vtscale_jax.ask --run {out} --image page.png")
         stage = "paper"
-        given.append(f"weights.llm={out}/llm")
-    lines = "".join(f" \\\n          --config.{field}" for field in given)
-    print(f"train:  python -m vtscale_jax.train --config configs/m16.py:{stage}{lines}")
+        given["weights.llm"] = out / LLM_FOLDER
+    more = "".join(f" \\\n            --config.{n}={v}" for n, v in given.items())
+    print(f"train:  python -m vtscale_jax.train --config configs/m16.py:{stage}{more}")
     return 0
 
 
@@ -165,7 +179,7 @@ def _print_notes(notes: Sequence[str]) -> int:
 def fetch_model(options: argparse.Namespace) -> int:
     """Fetches a known model, and says how to use it."""
     path = fetch.fetch(options.name, options.out)
-    by_name = fetch.find(options.name) == path
+    by_name = fetch.cached(options.name) == path
     value = options.name if by_name else path
     print(f'ask:  python -m vtscale_jax.ask --llm {value} --question "What is a ViT?"')
     return 0
@@ -281,8 +295,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     one.add_argument(
         "--dtype",
         choices=tuple(FLOATS),
-        default="float32",
-        help="of the numbers in FILE.safetensors (default: %(default)s)",
+        help="of the numbers in FILE.safetensors (default: float32)",
     )
 
     one = command(

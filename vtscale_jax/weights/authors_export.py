@@ -53,7 +53,7 @@ def export_authors(run: Run, out: Path, dtype: str | None = None) -> list[str]:
     align = run.config.stage == "align"
     llm = None if align else run_llm(run)
     tensors = _tensors(run, llm, dtype)
-    fusion = load_tokenizer(run.config, "fusion_tokenizer")
+    fusion: Any = load_tokenizer(run.config, "fusion_tokenizer")
     ids = {"bos_token_id": fusion.bos_token_id, "eos_token_id": fusion.eos_token_id}
     clip = align_json(run, ids)
     outer = clip if llm is None else vlm_json(run, clip, llm)
@@ -154,6 +154,12 @@ def _notes(run: Run) -> list[str]:
         )
     if config.stage == "align":
         return notes
+    window = run.model.llm.blocks.window
+    if window is not None:
+        notes.append(
+            f"transformers {TRANSFORMERS} keeps to the language model's window of "
+            f"{window} places with flash attention only (attn_implementation)"
+        )
     use = Use(config.data.template, config.inputs)
     if use.template != Use().template:
         notes.append(

@@ -10,12 +10,12 @@ in config.json is not understood is an error, since it might change the computat
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
-from vtscale_jax.tokens import QueryLayout
+from vtscale_jax.tokens import QueryLayout, Tokenizer
 from vtscale_jax.views import CLIP_MEAN, CLIP_STD
 from vtscale_jax.vlm import ModelConfig
 from vtscale_jax.weights import authors
@@ -283,7 +283,8 @@ def _query_rows(
     all share, if they do."""
     if not config.get("append_special_padding", False):
         # Every placeholder is the pad token, which is ⟨eos⟩ unless another was set.
-        pad, eos = tokenizer.pad_token_id, tokenizer.eos_token_id
+        used = cast(Tokenizer, tokenizer)
+        pad, eos = used.pad_token_id, used.eos_token_id
         shared = eos if pad is None else pad
         if shared is None or not shared < rows:
             raise AuthorsFolderError(

@@ -100,7 +100,7 @@ def import_authors(folder: AuthorsFolder, out: Path, use: Use | None = None) -> 
     )
     out = out.absolute()
     with whole_folder(out) as draft:
-        weights = {
+        weights: dict[str, tuple[TensorSource, str]] = {
             path: (imported, path)
             for path in imported.shapes
             if not path.startswith("llm/")
@@ -125,6 +125,7 @@ def import_authors(folder: AuthorsFolder, out: Path, use: Use | None = None) -> 
 
 
 def authors_layout(folder: AuthorsFolder) -> layouts.Layout:
+    """The tensor names of a checkpoint, by its stage and language model."""
     if folder.stage == "align":
         return layouts.ALIGN_LAYOUT
     return layouts.vlm_layout(_llm_config(folder)["model_type"])

@@ -16,7 +16,6 @@ from transformers import PreTrainedTokenizerBase
 from vtscale_jax import paths, settings
 from vtscale_jax.layers import BlockConfig
 from vtscale_jax.llm import LLMConfig
-from vtscale_jax.run_folder import RunFolder
 from vtscale_jax.stages import parameter_shapes
 from vtscale_jax.tokens import Tokenizer, end_ids
 from vtscale_jax.vlm import VLM, AlignModel, ModelConfig
@@ -33,7 +32,7 @@ from vtscale_jax.weights.language_models import configured_ends, llm_shapes
 from vtscale_jax.weights.pretrained import Pretrained, PretrainedError, open_pretrained
 from vtscale_jax.weights.rules import Layout, current_names, source_tensors
 from vtscale_jax.weights.run_parts import is_run, unfit
-from vtscale_jax.weights.tensors import TensorSource, open_tensors
+from vtscale_jax.weights.tensors import TensorSource, open_tensors, read_json
 
 SPECIAL = ("bos", "eos", "pad", "unk")
 
@@ -48,11 +47,12 @@ class Row(NamedTuple):
 
 
 class Found(NamedTuple):
-    """What was found: facts by name (JSON), a row per tensor, and what does not fit."""
+    """What was found: facts by name (JSON), a row per tensor, and the tensors that do
+    not fit the model; None where there is no model to fit."""
 
     facts: dict[str, Any]
     rows: list[Row]
-    leftovers: list[str]
+    leftovers: list[str] | None
 
 
 def inspect(source: str) -> Found:
@@ -79,7 +79,7 @@ def inspect(source: str) -> Found:
 
 def _bare(tensors: TensorSource, kind: str, ours: bool = False) -> Found:
     rows = _rows(tensors, {name: name if ours else "?" for name in tensors.shapes})
-    return Found(_facts(kind, tensors), rows, [])
+    return Found(_facts(kind, tensors), rows, None)
 
 
 def _facts(kind: str, tensors: TensorSource) -> dict[str, Any]:
@@ -108,7 +108,7 @@ def _rows(tensors: TensorSource, ours: Mapping[str, str]) -> list[Row]:
 
 
 def _run(folder: Path) -> Found:
-    config = ConfigDict(RunFolder(folder).read("config.json"))
+    config = ConfigDict(read_json(folder / "config.json"))
     file = folder / starting.RUN_WEIGHTS
     if not file.is_file():
         raise PretrainedError(
@@ -204,9 +204,8 @@ def _pretrained(found: Pretrained) -> Found:
     if named not in families.FAMILIES:
         known = ", ".join(families.FAMILIES)
         facts["family"] = f"{named}, which is not known here (known: {known}, clip)"
-        return Found(
-            facts, _rows(found.tensors, dict.fromkeys(_types(found.tensors), "?")), []
-        )
+        ours = dict.fromkeys(found.tensors.shapes, "?")
+        return Found(facts, _rows(found.tensors, ours), None)
     llm = families.llm_config(config, where=found.where)
     rope: dict[str, Any] = {"theta": llm.blocks.rope_theta}
     scaling = llm.blocks.rope_scaling
@@ -246,15 +245,13 @@ def _clip(facts: dict[str, Any], found: Pretrained, towers: list[str]) -> Found:
 def _chat(found: Pretrained) -> dict[str, Any]:
     try:
         tokenizer = found.tokenizer()
-    except PretrainedError as error:
+    except ValueError as error:
         return {"tokenizer": f"none: {error}"}
-    facts: dict[str, Any] = {
-        "tokenizer": _tokenizer(tokenizer, configured_ends(found.config))
-    }
     template = tokenizer.chat_template
-    if template:
-        facts["chat_template"] = template if isinstance(template, str) else "several"
-    return {**facts, "chat_template": facts.get("chat_template")}
+    if isinstance(template, Mapping):
+        template = template.get("default", next(iter(template.values())))
+    facts = _tokenizer(tokenizer, configured_ends(found.config))
+    return {"tokenizer": facts, "chat_template": template or None}
 
 
 def _tokenizer(
@@ -306,17 +303,21 @@ def _fitted(
 
 
 def lines(found: Found, tensors: bool) -> list[str]:
-    """What `inspect` prints for people."""
+    """What `inspect` prints for people; with `tensors`, a line for each of them."""
     said = []
     for name, value in found.facts.items():
         if name == "chat_template":
-            said.append(_line(name, "none" if value is None else _first_lines(value)))
+            text = "none" if value is None else _first_lines(value)
+        elif name == "types":
+            text = ", ".join(f"{kind} × {count:,}" for kind, count in value.items())
         else:
-            said.append(_line(name, _words(value)))
-    fits = "every tensor has its place" if not found.leftovers else ""
-    count = len(found.leftovers)
-    said.append(_line("fits", fits or f"no: {count} tensors do not"))
-    said += [f"    {leftover}" for leftover in found.leftovers]
+            text = _words(value)
+        said.append(_line(name, text))
+    leftovers = found.leftovers or []
+    if found.leftovers is not None:
+        fits = f"no, {len(leftovers)} do not:" if leftovers else "every tensor does"
+        said.append(_line("fits", fits))
+    said += [f"    {leftover}" for leftover in leftovers]
     if tensors:
         said += [
             f"{row.name}  {list(row.shape)}  {row.type}  ->  {row.ours}"
@@ -331,14 +332,13 @@ def _line(name: str, text: str) -> str:
 
 def _words(value: Any) -> str:
     if isinstance(value, Mapping):
-        return ", ".join(
-            f"{name.replace('_', ' ')} {_words(v)}" for name, v in value.items()
-        )
+        parts = [f"{name.replace('_', ' ')} {_words(v)}" for name, v in value.items()]
+        return ", ".join(parts)
     if isinstance(value, list):
         return " ".join(map(_words, value))
     if isinstance(value, bool):
         return "yes" if value else "no"
-    return f"{value:,}" if isinstance(value, int) else str(value)
+    return f"{value:,}" if isinstance(value, int | float) else str(value)
 
 
 def _first_lines(text: str, shown: int = 3, width: int = 90) -> str:

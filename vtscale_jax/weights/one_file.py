@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from vtscale_jax import paths
@@ -62,9 +63,9 @@ def _init(tower: str, config: Mapping[str, Any], key: jax.Array) -> Any:
     if tower == "vision":
         vision = clips.vision_config(config)
         size = vision.image_size
-        crops = np.zeros((1, size, size, 3), np.float32)
+        crops = jnp.zeros((1, size, size, 3))
         return VisionTower(vision).init(key, crops)["params"]
-    text, row = clips.text_config(config), np.zeros((1, 1), np.int32)
+    text, row = clips.text_config(config), jnp.zeros((1, 1), jnp.int32)
     return TextTower(text).init(key, row, row == 0, row[0])["params"]
 
 

@@ -12,9 +12,8 @@ from vtscale_jax import paths, settings
 from vtscale_jax.assemble import load_tokenizer
 from vtscale_jax.layers import BlockConfig
 from vtscale_jax.llm import LLMConfig
-from vtscale_jax.run_folder import RunFolder
 from vtscale_jax.stages import get_stage, parameter_shapes
-from vtscale_jax.trained import RunError
+from vtscale_jax.trained import RunError, check_llm
 from vtscale_jax.vlm import ModelConfig
 from vtscale_jax.weights import families, starting
 from vtscale_jax.weights.fingerprint import tensors_sha256
@@ -23,7 +22,7 @@ from vtscale_jax.weights.layouts import llm_layout
 from vtscale_jax.weights.names import ExportedTensors, ImportedTensors
 from vtscale_jax.weights.pretrained import Pretrained
 from vtscale_jax.weights.tensor_slices import Shape
-from vtscale_jax.weights.tensors import TensorSource
+from vtscale_jax.weights.tensors import TensorSource, read_json
 from vtscale_jax.weights.writing import ChosenTensors
 
 
@@ -35,7 +34,6 @@ class Run(NamedTuple):
 
     folder: Path
     config: ConfigDict
-    manifest: Mapping[str, Any]
     model: ModelConfig
     params: dict[str, np.ndarray]
 
@@ -53,12 +51,12 @@ class RunLLM(NamedTuple):
 
 
 def is_run(folder: Path) -> bool:
-    """Whether a folder has the config of a run."""
+    """Whether a folder has the config of a run; TensorFileError for one that is no
+    JSON."""
     file = folder / "config.json"
     if not file.is_file():
         return False
-    config = RunFolder(folder).read("config.json")
-    return isinstance(config, dict) and {"stage", "model", "weights"} <= config.keys()
+    return {"stage", "model", "weights"} <= read_json(file).keys()
 
 
 def open_run(folder: Path) -> Run:
@@ -79,7 +77,7 @@ def open_run(folder: Path) -> Run:
             f"{folder} has no {file.name}: the run is not finished. Go on with it by "
             "the command it was started with (manifest.json has it)"
         )
-    config = ConfigDict(RunFolder(folder).read("config.json"))
+    config = ConfigDict(read_json(folder / "config.json"))
     model = settings.model_config(config, "float32")
     params = starting.read(file)
     unlike = unfit({path: leaf.shape for path, leaf in params.items()}, config, model)
@@ -88,8 +86,7 @@ def open_run(folder: Path) -> Run:
             f"{file}: it does not hold the parameters of the run's config.json; bring "
             "the two together again:\n  " + "\n  ".join(unlike)
         )
-    manifest = RunFolder(folder).read("manifest.json")
-    return Run(folder, config, manifest, model, params)
+    return Run(folder, config, model, params)
 
 
 def unfit(
@@ -126,14 +123,14 @@ def run_llm(run: Run) -> RunLLM:
     value = run.config.weights.llm
     found = starting.pretrained("llm", value)
     if found is not None:
-        _check_llm(run, tensors_sha256(found.tensors))
+        check_llm(run.folder, tensors_sha256(found.tensors))
         return _pretrained_llm(run, found)
     sources = {**run.config.weights.to_dict(), "init_from": str(run.folder)}
     params, origin = starting.starting_params(
         get_stage("adapt"), run.model, sources, run.config.seed
     )
     if "llm" in origin:
-        _check_llm(run, origin["llm"].sha256)
+        check_llm(run.folder, origin["llm"].sha256)
     config = own_llm_config(run)
     tensors = ExportedTensors(llm_layout(config["model_type"]), params["llm"])
     return RunLLM(config, tensors, None)
@@ -152,16 +149,6 @@ def _pretrained_llm(run: Run, found: Pretrained) -> RunLLM:
     chosen = {name: (found.tensors, name) for name in imported.used}
     folder = Path(found.where) if Path(found.where).is_dir() else None
     return RunLLM(found.config, ChosenTensors(found.where, chosen), folder)
-
-
-def _check_llm(run: Run, sha256: str) -> None:
-    theirs = run.manifest["weights"]["llm"]
-    if theirs["sha256"] != sha256:
-        raise RunError(
-            f"{run.folder} was trained with another language model than "
-            f"{theirs['source']} now is (hash {theirs['sha256'][:12]} then, "
-            f"{sha256[:12]} now): bring that one back"
-        )
 
 
 def own_llm_config(run: Run) -> dict[str, Any]:

@@ -6,6 +6,7 @@ anything is built, and the run's config.json has them.
 """
 
 import dataclasses
+from pathlib import Path
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -13,10 +14,11 @@ from ml_collections import ConfigDict
 from vtscale_jax.layers import BlockConfig
 from vtscale_jax.llm import LLMConfig
 from vtscale_jax.rotary import RopeScaling
+from vtscale_jax.run_folder import RunFolder
 from vtscale_jax.settings import block_config
 from vtscale_jax.weights import clip
 from vtscale_jax.weights.families import llm_config
-from vtscale_jax.weights.starting import pretrained
+from vtscale_jax.weights.starting import RUN_WEIGHTS, pretrained
 
 # Fields that a run chooses itself, whatever the model.
 OF_THE_RUN = ("dtype", "remat", "unroll", "stacked", "int8", "init_std")
@@ -29,7 +31,9 @@ def fill_sizes(config: ConfigDict) -> list[str]:
 
     The fusion decoder, whose width is the vision tower's, follows a pretrained CLIP in
     stage align as the authors build it: heads of 64 and CLIP's MLP width; its layers
-    are the config's. Raises as `pretrained.open_pretrained`, `families.llm_config` and
+    are the config's. In the later stages the towers' sizes, CLIP and fusion tokenizer
+    are those of the run `weights.init_from`, if that began from a pretrained CLIP.
+    Raises as `pretrained.open_pretrained`, `families.llm_config` and
     `clip.vision_config` do.
     """
     changed: list[str] = []
@@ -38,9 +42,11 @@ def fill_sizes(config: ConfigDict) -> list[str]:
     if llm is not None:
         size = llm_config(llm.config, where=llm.where)
         changed += _set(model.llm, "model.llm", llm_fields(size))
+    if config.stage != "align":
+        # The towers come from a run, and with them the CLIP that they began as.
+        return changed + _follow(config)
     towers = pretrained("clip", config.weights.clip)
-    # Later stages take the towers from a run, whose sizes the config states.
-    if towers is not None and config.stage == "align":
+    if towers is not None:
         vision = clip.vision_config(towers.config)
         text = clip.text_config(towers.config)
         changed += _set(
@@ -79,6 +85,26 @@ def fill_sizes(config: ConfigDict) -> list[str]:
     return changed
 
 
+def _follow(config: ConfigDict) -> list[str]:
+    """What a run that began from a pretrained CLIP hands on to the next stage."""
+    folder = Path(config.weights.init_from)
+    if not (folder / RUN_WEIGHTS).is_file() or not (folder / "config.json").is_file():
+        return []
+    theirs = RunFolder(folder).read("config.json")
+    if theirs["weights"]["clip"] in ("", "embedded", "fresh"):
+        return []
+    changed: list[str] = []
+    for part in ("vision", "fusion", "text"):
+        changed += _set(config.model[part], f"model.{part}", theirs["model"][part])
+    with config.unlocked():
+        for field in ("clip", "fusion_tokenizer"):
+            old, new = config.weights[field], theirs["weights"][field]
+            if old != new:
+                changed.append(f"weights.{field}: {old} -> {new}")
+                config.weights[field] = new
+    return changed
+
+
 def llm_fields(size: LLMConfig) -> dict[str, Any]:
     """What `config.model.llm` says of a language model."""
     return {
@@ -111,7 +137,8 @@ def _set(part: ConfigDict, name: str, fields: dict[str, Any]) -> list[str]:
             old = part.get(field)
             if field == "blocks":
                 before = block_config(part.blocks)
-                kept = {} if name != "model.fusion" else part.blocks.to_dict()
+                # A pretrained CLIP says part of what the fusion decoder is.
+                kept = part.blocks.to_dict() if name == "model.fusion" else {}
                 part.blocks = ConfigDict(kept | value)
                 after = block_config(part.blocks)
                 changed += [

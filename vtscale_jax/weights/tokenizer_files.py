@@ -123,7 +123,8 @@ def with_placeholders(
     made.add_tokens([UNUSED.format(i) for i in unused])
     placeholders = [PLACEHOLDER.format(i) for i in range(number)]
     made.add_tokens(placeholders)
-    ids = made.convert_tokens_to_ids(placeholders)
+    vocab = made.get_vocab()
+    ids = [vocab[word] for word in placeholders]
     if ids != list(range(first_query_id, first_query_id + number)):
         raise TokenizerError(
             f"placeholder tokens: got the ids {ids[:3]}…, expected {number} from "

@@ -112,7 +112,8 @@ def write_tensors(file: Path, source: TensorSource) -> None:
     Raises OutputError for a dtype that the format does not have.
     """
     names = sorted(source.shapes, key=lambda n: (-source.dtypes[n].itemsize, n))
-    header, offset = {"__metadata__": METADATA}, 0
+    header: dict[str, object] = {"__metadata__": METADATA}
+    offset = 0
     # Wide numbers first: readers view the bytes in place, so each must be aligned.
     for name in names:
         dtype, end = source.dtypes[name], offset + _num_bytes(source, name)
