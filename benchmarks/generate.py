@@ -98,7 +98,7 @@ def theirs(batches: list[int], repeats: int) -> dict[str, float]:
     from transformers import LlamaConfig, LlamaForCausalLM
 
     from vtscale_jax.weights import fetch
-    from vtscale_jax.weights.gguf import open_gguf
+    from vtscale_jax.weights.gguf.model import open_gguf
 
     torch.set_num_threads(len(os.sched_getaffinity(0)))
     file = fetch.find("smollm2-135m")

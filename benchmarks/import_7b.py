@@ -133,9 +133,9 @@ def measure(folder: Path, layers: int, way: str) -> dict[str, Any]:
     import jax
 
     from vtscale_jax import paths
-    from vtscale_jax.weights.layouts import LLM_LAYOUT
-    from vtscale_jax.weights.names import import_tree
-    from vtscale_jax.weights.tensors import ArrayTensors, open_tensors
+    from vtscale_jax.weights.files.tensors import ArrayTensors, open_tensors
+    from vtscale_jax.weights.naming.layouts import LLM_LAYOUT
+    from vtscale_jax.weights.naming.names import import_tree
 
     mesh = jax.sharding.Mesh(np.array(jax.devices()[:1]), ("tensor",))
     shapes = parameter_shapes(layers)

@@ -23,9 +23,11 @@ from vtscale_jax.tokens import QueryLayout, fusion_sequence, llm_sequence
 from vtscale_jax.trained import open_trained
 from vtscale_jax.types import Kind, Record, Turn
 from vtscale_jax.vlm import VLM
-from vtscale_jax.weights import authors_json, golden_batches, goldens, starting
+from vtscale_jax.weights import starting
 from vtscale_jax.weights.__main__ import main
-from vtscale_jax.weights.authors_export import export_authors
+from vtscale_jax.weights.authors import config_json
+from vtscale_jax.weights.authors.exporting import export_authors
+from vtscale_jax.weights.parity import golden_batches, goldens
 from vtscale_jax.weights.run_parts import open_run
 from vtscale_jax.weights.tokenizer_files import (
     TokenizerError,
@@ -174,7 +176,7 @@ def test_the_reference_reads_back_what_the_run_has(home, tmp_path):
     run = open_run(write_run(tmp_path / "run", stage="align"))
     plain = dataclasses.replace(run.model.vision, local_merge=False, newline=False)
     run = run._replace(model=dataclasses.replace(run.model, vision=plain))
-    read = reference_reads(authors_json.align_json(run, {"eos_token_id": 2}))
+    read = reference_reads(config_json.align_json(run, {"eos_token_id": 2}))
     assert not read["merge"] and not read["newline"] and read["padding_idx"] is None
 
 

@@ -12,9 +12,10 @@ from family_cases import weights
 from vtscale_jax import paths
 from vtscale_jax.text_tower import TextTower
 from vtscale_jax.vision import VisionTower
-from vtscale_jax.weights import clip, layouts, names
-from vtscale_jax.weights.rows import resize_rows
-from vtscale_jax.weights.tensors import ArrayTensors
+from vtscale_jax.weights.files.tensors import ArrayTensors
+from vtscale_jax.weights.huggingface import clip
+from vtscale_jax.weights.naming import layouts, names
+from vtscale_jax.weights.naming.rows import resize_rows
 
 VISION = {
     **{"hidden_size": 24, "intermediate_size": 40, "num_attention_heads": 3},

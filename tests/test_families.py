@@ -17,8 +17,10 @@ from vtscale_jax import paths
 from vtscale_jax.layers import empty_caches
 from vtscale_jax.llm import LLM, LLMConfig, unstack
 from vtscale_jax.rotary import RopeScaling
-from vtscale_jax.weights import authors, families, layouts, names
-from vtscale_jax.weights.tensors import ArrayTensors
+from vtscale_jax.weights.authors import towers
+from vtscale_jax.weights.files.tensors import ArrayTensors
+from vtscale_jax.weights.huggingface import families
+from vtscale_jax.weights.naming import layouts, names
 
 LLAMA3_SCALING = {
     "factor": 8.0,
@@ -456,12 +458,12 @@ def test_the_authors_checkpoint_around_any_family(family):
 
 
 def test_the_authors_llm_config_keeps_the_row_of_padding():
-    assert authors.llm_config({"model_type": "phi3"}).frozen_id == 32000
+    assert towers.llm_config({"model_type": "phi3"}).frozen_id == 32000
     given = {"model_type": "qwen2", "pad_token_id": 5}
-    config = authors.llm_config(given)
+    config = towers.llm_config(given)
     assert config == dataclasses.replace(families.llm_config(given), frozen_id=5)
     with pytest.raises(ValueError, match=r"imgque_config\.model_type: got 'qwen2'"):
-        authors.fusion_config({"imgque_config": {"model_type": "qwen2"}}, 9)
+        towers.fusion_config({"imgque_config": {"model_type": "qwen2"}}, 9)
 
 
 @pytest.mark.parametrize("stacked", [True, False], ids=["stacked", "unstacked"])

@@ -25,9 +25,9 @@ from gguf_files import (
 )
 
 from vtscale_jax.weights import fetch
-from vtscale_jax.weights.families import llm_config
-from vtscale_jax.weights.gguf import open_gguf
-from vtscale_jax.weights.gguf_file import GGUFError
+from vtscale_jax.weights.gguf.file import GGUFError
+from vtscale_jax.weights.gguf.model import open_gguf
+from vtscale_jax.weights.huggingface.families import llm_config
 
 
 @pytest.fixture

@@ -20,7 +20,7 @@ from gguf_files import (
     write,
 )
 
-from vtscale_jax.weights.gguf_file import GGUFError, GGUFFile
+from vtscale_jax.weights.gguf.file import GGUFError, GGUFFile
 
 
 @pytest.mark.parametrize("kind", PLAINLY, ids=lambda kind: kind.name)

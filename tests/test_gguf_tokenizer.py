@@ -17,9 +17,9 @@ from transformers.models.qwen2 import tokenization_qwen2
 from transformers.tokenization_utils_base import generate_merges
 
 from vtscale_jax.weights import fetch
-from vtscale_jax.weights.gguf import open_gguf
-from vtscale_jax.weights.gguf_file import GGUFError
-from vtscale_jax.weights.gguf_tokenizer import (
+from vtscale_jax.weights.gguf.file import GGUFError
+from vtscale_jax.weights.gguf.model import open_gguf
+from vtscale_jax.weights.gguf.tokenizer import (
     LLAMA3,
     QWEN2,
     SPLITTERS,

@@ -19,14 +19,9 @@ from vtscale_jax.stages import parameter_shapes
 from vtscale_jax.types import Kind
 from vtscale_jax.vlm import VLM
 from vtscale_jax.weights import __main__ as command
-from vtscale_jax.weights import (
-    authors,
-    golden_batches,
-    golden_runs,
-    goldens,
-    layouts,
-    names,
-)
+from vtscale_jax.weights.authors import towers
+from vtscale_jax.weights.naming import layouts, names
+from vtscale_jax.weights.parity import golden_batches, golden_runs, goldens
 
 # Cases of one shape share a compiled program; the other shapes wait for the slow run.
 FAST = [
@@ -330,7 +325,7 @@ def other_arrays(rng, rows=2):
 def test_another_folder_with_other_sizes_passes(tmp_path):
     rng = np.random.default_rng(0)
     arrays = other_arrays(rng)
-    config = authors.vlm_config(other_config(), 25)
+    config = towers.vlm_config(other_config(), 25)
     shapes = parameter_shapes(VLM, config)
     params = jax.tree.map(
         lambda leaf: rng.normal(size=leaf.shape, scale=0.3).astype(np.float32), shapes

@@ -17,8 +17,8 @@ from safetensors.numpy import save_file
 from vtscale_jax import paths
 from vtscale_jax.text_tower import TextTower
 from vtscale_jax.vision import VisionTower
-from vtscale_jax.weights import clip
-from vtscale_jax.weights.tensors import ArrayTensors, open_tensors
+from vtscale_jax.weights.files.tensors import ArrayTensors, open_tensors
+from vtscale_jax.weights.huggingface import clip
 
 pytestmark = pytest.mark.parity
 TOLERANCE = 1e-4

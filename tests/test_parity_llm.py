@@ -16,8 +16,9 @@ from safetensors.numpy import load_file, save_file
 
 from vtscale_jax.llm import LLM
 from vtscale_jax.rotary import frequencies
-from vtscale_jax.weights import families, names
-from vtscale_jax.weights.tensors import ArrayTensors
+from vtscale_jax.weights.files.tensors import ArrayTensors
+from vtscale_jax.weights.huggingface import families
+from vtscale_jax.weights.naming import names
 
 pytestmark = pytest.mark.parity
 TOLERANCE = 1e-4

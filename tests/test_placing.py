@@ -17,9 +17,9 @@ from jax.sharding import PartitionSpec as P
 from safetensors.numpy import save_file
 
 from vtscale_jax import paths
-from vtscale_jax.weights import names, placing
-from vtscale_jax.weights.names import ExportedTensors, Layout, Rule
-from vtscale_jax.weights.tensors import ArrayTensors, open_tensors
+from vtscale_jax.weights.files.tensors import ArrayTensors, open_tensors
+from vtscale_jax.weights.naming import names, placing
+from vtscale_jax.weights.naming.names import ExportedTensors, Layout, Rule
 
 LAYERS, WIDTH, KEYS, MLP, WORDS = 4, 8, 4, 16, 24
 LAYOUT = Layout(
@@ -459,8 +459,8 @@ import numpy as np
 import test_placing as t
 from pathlib import Path
 from vtscale_jax import paths
-from vtscale_jax.weights import names
-from vtscale_jax.weights.tensors import open_tensors
+from vtscale_jax.weights.naming import names
+from vtscale_jax.weights.files.tensors import open_tensors
 
 class Counted:
     def __init__(self, source):

@@ -305,6 +305,6 @@ def test_an_unreachable_hub_is_an_error_with_the_next_step(monkeypatch):
 def test_the_names_of_gguf_are_not_needed_for_other_models(tmp_path, monkeypatch):
     import sys
 
-    monkeypatch.setitem(sys.modules, "vtscale_jax.weights.gguf", None)
+    monkeypatch.setitem(sys.modules, "vtscale_jax.weights.gguf.model", None)
     assert open_pretrained(FIELD, str(fill(tmp_path / "model"))).config == CONFIG
     assert pretrained.DEFAULT_PATTERNS[0] == "config.json"

@@ -21,12 +21,13 @@ from vtscale_jax.train import train
 from vtscale_jax.trained import open_trained
 from vtscale_jax.vision import VisionConfig
 from vtscale_jax.vlm import AlignModel
-from vtscale_jax.weights import clip, names
-from vtscale_jax.weights.families import hf_config, llm_layout
-from vtscale_jax.weights.fingerprint import tensors_sha256
+from vtscale_jax.weights.files.fingerprint import tensors_sha256
+from vtscale_jax.weights.files.tensors import open_tensors
+from vtscale_jax.weights.huggingface import clip
+from vtscale_jax.weights.huggingface.families import hf_config, llm_layout
 from vtscale_jax.weights.language_models import llm_shapes, load_language_model
+from vtscale_jax.weights.naming import names
 from vtscale_jax.weights.sizes import fill_sizes
-from vtscale_jax.weights.tensors import open_tensors
 
 WORDS = 70
 QWEN = LLMConfig(

@@ -27,7 +27,7 @@ from vtscale_jax.tokens import QueryLayout, llm_sequence
 from vtscale_jax.train import train
 from vtscale_jax.types import Record, Turn
 from vtscale_jax.weights import fetch
-from vtscale_jax.weights.gguf import open_gguf
+from vtscale_jax.weights.gguf.model import open_gguf
 from vtscale_jax.weights.language_models import load_language_model
 
 NAME = "smollm2-135m"

@@ -232,7 +232,7 @@ def test_frequencies_are_those_of_transformers(kind, given):
     from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
     from transformers.models.phi3.modeling_phi3 import Phi3RotaryEmbedding
 
-    from vtscale_jax.weights.families import llm_config
+    from vtscale_jax.weights.huggingface.families import llm_config
 
     theirs = AutoConfig.for_model(kind, **copy.deepcopy(given))
     classes = {"phi3": Phi3RotaryEmbedding}

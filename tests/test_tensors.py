@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from vtscale_jax.weights import tensors
-from vtscale_jax.weights.tensors import (
+from vtscale_jax.weights.files import tensors
+from vtscale_jax.weights.files.tensors import (
     ArrayTensors,
     SafetensorsFiles,
     TensorFileError,

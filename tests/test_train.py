@@ -24,7 +24,7 @@ from vtscale_jax.step import initial_state
 from vtscale_jax.train import _next_step, train
 from vtscale_jax.types import Kind
 from vtscale_jax.weights.checkpoints import CheckpointError, Checkpoints
-from vtscale_jax.weights.rows import resize_rows
+from vtscale_jax.weights.naming.rows import resize_rows
 from vtscale_jax.weights.starting import WeightsError, shipped
 
 

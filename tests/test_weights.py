@@ -14,8 +14,9 @@ from vtscale_jax import paths
 from vtscale_jax.stages import parameter_shapes
 from vtscale_jax.vision import VisionTower
 from vtscale_jax.vlm import VLM, AlignModel
-from vtscale_jax.weights import authors, layouts, names
-from vtscale_jax.weights.tensors import ArrayTensors
+from vtscale_jax.weights.authors import towers
+from vtscale_jax.weights.files.tensors import ArrayTensors
+from vtscale_jax.weights.naming import layouts, names
 
 
 def config_of(golden_dir, folder):
@@ -32,19 +33,19 @@ def sources(golden_dir):
         "vision": (
             layouts.VISION_LAYOUT,
             load_file(golden_dir / "G2_vision" / "weights.safetensors"),
-            authors.vision_config(tower),
+            towers.vision_config(tower),
             VisionTower,
         ),
         "align": (
             layouts.ALIGN_LAYOUT,
             load_file(golden_dir / "G3_clip" / "weights.safetensors"),
-            authors.align_config(clip, 52),
+            towers.align_config(clip, 52),
             AlignModel,
         ),
         "vlm": (
             layouts.VLM_LAYOUT,
             stage2_weights(golden_dir),
-            authors.vlm_config(whole, 52),
+            towers.vlm_config(whole, 52),
             VLM,
         ),
     }
@@ -102,7 +103,7 @@ def test_layers_and_linears_go_where_they_belong(sources):
 def test_queries_are_the_rows_from_the_first_query_id_on(golden_dir, sources, first):
     layout, tensors, _ = sources["align"]
     clip = config_of(golden_dir, "G3_clip")["clip_config"]
-    config = authors.align_config(clip, first)
+    config = towers.align_config(clip, first)
     tree = read(layout, tensors, parameter_shapes(AlignModel, config))
     table = tensors["imgque_model.embed_tokens.weight"]
     assert np.array_equal(tree["fusion"]["embed"], table[:first])
@@ -209,7 +210,7 @@ def test_tied_embeddings_may_be_there_twice_if_equal(golden_dir, sources):
     layout, tensors, _ = sources["vlm"]
     config = config_of(golden_dir, "G4_vlm")["config"]
     config["llm_config"]["tie_word_embeddings"] = True
-    targets = parameter_shapes(VLM, authors.vlm_config(config, 52))
+    targets = parameter_shapes(VLM, towers.vlm_config(config, 52))
     assert "head" not in targets["llm"]
     head, table = (
         "llm_backbone.lm_head.weight",
@@ -247,8 +248,8 @@ def full_size_configs():
         "num_hidden_layers": 24,
     }
     return {
-        "align": authors.align_config(clip, 49408),
-        "vlm": authors.vlm_config(
+        "align": towers.align_config(clip, 49408),
+        "vlm": towers.vlm_config(
             {"imgque_config": clip, "llm_config": {"_": 0}}, 49408
         ),
     }
@@ -280,16 +281,16 @@ def test_full_size_names_and_shapes_are_the_authors(golden_dir, kind, model):
 
 def test_config_decisions_on_quirks():
     clip = {"vision_config": {}, "text_config": {"pad_token_id": 1}}
-    assert authors.fusion_config(clip, 49408).frozen_id == 1
-    assert authors.llm_config({"pad_token_id": 0}).frozen_id == 0
-    assert authors.llm_config({}).frozen_id is None
+    assert towers.fusion_config(clip, 49408).frozen_id == 1
+    assert towers.llm_config({"pad_token_id": 0}).frozen_id == 0
+    assert towers.llm_config({}).frozen_id is None
     # The nested flags are believed; an absent one is the reference's default.
     tower = {"image_size": 224, "patch_size": 14}
-    assert authors.vision_config(tower).local_merge
-    assert not authors.vision_config({**tower, "enable_local_merge": False}).local_merge
+    assert towers.vision_config(tower).local_merge
+    assert not towers.vision_config({**tower, "enable_local_merge": False}).local_merge
     # The fusion decoder follows from the vision tower: heads of 64.
     sizes = {"hidden_size": 192, "intermediate_size": 160, "num_hidden_layers": 5}
-    fusion = authors.fusion_config({"vision_config": sizes, "num_hidden_layers": 7}, 9)
+    fusion = towers.fusion_config({"vision_config": sizes, "num_hidden_layers": 7}, 9)
     assert fusion.blocks.num_heads == 3 and fusion.blocks.num_layers == 7
     assert fusion.blocks.mlp_width == 160 and fusion.blocks.norm_eps == 1e-6
 
@@ -304,15 +305,15 @@ def test_config_decisions_on_quirks():
     ],
 )
 def test_llm_configs_that_we_do_not_compute_are_refused(change, message):
-    assert authors.llm_config({"rope_scaling": None}).blocks.rope_theta == 10000.0
+    assert towers.llm_config({"rope_scaling": None}).blocks.rope_theta == 10000.0
     with pytest.raises(ValueError, match=message):
-        authors.llm_config(change)
+        towers.llm_config(change)
 
 
 def test_config_errors_name_the_field():
     with pytest.raises(ValueError, match=r"vision_config\.num_channels: got 4"):
-        authors.vision_config({"num_channels": 4})
+        towers.vision_config({"num_channels": 4})
     with pytest.raises(ValueError, match="first_query_id: got 50000"):
-        authors.fusion_config({}, 50000)
+        towers.fusion_config({}, 50000)
     with pytest.raises(ValueError, match=r"config\.llm_config: got nothing"):
-        authors.vlm_config({"imgque_config": {"vision_config": {}}}, 1)
+        towers.vlm_config({"imgque_config": {"vision_config": {}}}, 1)

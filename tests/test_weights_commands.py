@@ -21,10 +21,11 @@ from vtscale_jax.llm import LLM
 from vtscale_jax.stages import get_stage
 from vtscale_jax.text_tower import TextTower
 from vtscale_jax.vision import VisionTower
-from vtscale_jax.weights import fetch, fingerprint, starting, writing
+from vtscale_jax.weights import fetch, starting
 from vtscale_jax.weights.__main__ import main, parse
+from vtscale_jax.weights.files import fingerprint, writing
+from vtscale_jax.weights.files.tensors import ArrayTensors, open_tensors
 from vtscale_jax.weights.pretrained import open_pretrained
-from vtscale_jax.weights.tensors import ArrayTensors, open_tensors
 
 LLAMA = {
     "model_type": "llama",
@@ -197,7 +198,7 @@ def test_inspect_reads_no_tensor(tmp_path, capsys, monkeypatch):
     def read(*arguments):
         raise AssertionError("a tensor was read")
 
-    monkeypatch.setattr("vtscale_jax.weights.tensors._read_run", read)
+    monkeypatch.setattr("vtscale_jax.weights.files.tensors._read_run", read)
     assert facts(capsys, folder, "--tensors")[0]["leftovers"] == []
     with pytest.raises(AssertionError, match="was read"):
         open_tensors(folder).read("lm_head.weight")

@@ -16,19 +16,20 @@ from pathlib import Path
 
 from vtscale_jax.settings import INPUTS
 from vtscale_jax.templates import TEMPLATES
-from vtscale_jax.weights import fetch, goldens, inspection, one_file
-from vtscale_jax.weights.authors_export import export_authors
-from vtscale_jax.weights.authors_folder import PATTERNS, is_authors, open_authors
-from vtscale_jax.weights.authors_import import (
+from vtscale_jax.weights import fetch, inspection, one_file
+from vtscale_jax.weights.authors.exporting import export_authors
+from vtscale_jax.weights.authors.folder import PATTERNS, is_authors, open_authors
+from vtscale_jax.weights.authors.importing import (
     LLM_FOLDER,
     TOKENIZER_FOLDER,
     Use,
     import_authors,
 )
-from vtscale_jax.weights.hf_export import export_hf
+from vtscale_jax.weights.files.writing import FLOATS, OutputError
+from vtscale_jax.weights.huggingface.hf_export import export_hf
+from vtscale_jax.weights.parity import goldens
 from vtscale_jax.weights.pretrained import Pretrained, open_pretrained
 from vtscale_jax.weights.run_parts import is_run, open_run
-from vtscale_jax.weights.writing import FLOATS, OutputError
 
 EXAMPLES = {
     "inspect": """\

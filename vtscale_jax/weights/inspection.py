@@ -19,20 +19,22 @@ from vtscale_jax.llm import LLMConfig
 from vtscale_jax.stages import parameter_shapes
 from vtscale_jax.tokens import Tokenizer, end_ids
 from vtscale_jax.vlm import VLM, AlignModel, ModelConfig
-from vtscale_jax.weights import clip as clips
-from vtscale_jax.weights import families, layouts, one_file, starting
-from vtscale_jax.weights.authors_folder import (
+from vtscale_jax.weights import one_file, starting
+from vtscale_jax.weights.authors.folder import (
     PATTERNS,
     AuthorsFolder,
     is_authors,
     open_authors,
 )
-from vtscale_jax.weights.authors_import import authors_layout
+from vtscale_jax.weights.authors.importing import authors_layout
+from vtscale_jax.weights.files.tensors import TensorSource, open_tensors, read_json
+from vtscale_jax.weights.huggingface import clip as clips
+from vtscale_jax.weights.huggingface import families
 from vtscale_jax.weights.language_models import configured_ends, llm_shapes
+from vtscale_jax.weights.naming import layouts
+from vtscale_jax.weights.naming.rules import Layout, current_names, source_tensors
 from vtscale_jax.weights.pretrained import Pretrained, PretrainedError, open_pretrained
-from vtscale_jax.weights.rules import Layout, current_names, source_tensors
 from vtscale_jax.weights.run_parts import is_run, unfit
-from vtscale_jax.weights.tensors import TensorSource, open_tensors, read_json
 
 SPECIAL = ("bos", "eos", "pad", "unk")
 

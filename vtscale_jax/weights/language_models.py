@@ -12,8 +12,8 @@ from transformers import PreTrainedTokenizerBase
 
 from vtscale_jax.llm import LLM, LLMConfig, quantize, unstack
 from vtscale_jax.tokens import Tokenizer, end_ids
-from vtscale_jax.weights import names
-from vtscale_jax.weights.families import llm_config, llm_layout
+from vtscale_jax.weights.huggingface.families import llm_config, llm_layout
+from vtscale_jax.weights.naming import names
 from vtscale_jax.weights.pretrained import Pretrained, check_tokenizer, open_pretrained
 
 

@@ -15,13 +15,13 @@ import numpy as np
 from vtscale_jax import paths
 from vtscale_jax.text_tower import TextTower
 from vtscale_jax.vision import VisionTower
-from vtscale_jax.weights import clip as clips
-from vtscale_jax.weights import families
+from vtscale_jax.weights.files.tensors import ArrayTensors
+from vtscale_jax.weights.files.writing import ChosenTensors, check_free, write_tensors
+from vtscale_jax.weights.huggingface import clip as clips
+from vtscale_jax.weights.huggingface import families
 from vtscale_jax.weights.language_models import llm_shapes
-from vtscale_jax.weights.names import ImportedTensors
+from vtscale_jax.weights.naming.names import ImportedTensors
 from vtscale_jax.weights.pretrained import Pretrained
-from vtscale_jax.weights.tensors import ArrayTensors
-from vtscale_jax.weights.writing import ChosenTensors, check_free, write_tensors
 
 
 def import_file(found: Pretrained, out: Path, dtype: str = "float32") -> list[str]:

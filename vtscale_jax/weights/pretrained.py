@@ -19,7 +19,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from vtscale_jax.weights import fetch
 from vtscale_jax.weights.fetch import MODELS
-from vtscale_jax.weights.tensors import (
+from vtscale_jax.weights.files.tensors import (
     TORCH_FILES,
     TORCH_INDEX,
     TensorSource,
@@ -170,7 +170,7 @@ def _has_weights(folder: Path) -> bool:
 
 def _open_gguf(path: Path) -> Pretrained:
     # Only who has such a file needs the gguf library.
-    from vtscale_jax.weights.gguf import open_gguf
+    from vtscale_jax.weights.gguf.model import open_gguf
 
     file = open_gguf(path)
     return Pretrained(str(path), file.config, file.tensors, file.tokenizer)

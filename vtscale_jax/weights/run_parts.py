@@ -15,15 +15,16 @@ from vtscale_jax.llm import LLMConfig
 from vtscale_jax.stages import get_stage, parameter_shapes
 from vtscale_jax.trained import RunError, check_llm
 from vtscale_jax.vlm import ModelConfig
-from vtscale_jax.weights import families, starting
-from vtscale_jax.weights.fingerprint import tensors_sha256
+from vtscale_jax.weights import starting
+from vtscale_jax.weights.files.fingerprint import tensors_sha256
+from vtscale_jax.weights.files.tensor_slices import Shape
+from vtscale_jax.weights.files.tensors import TensorSource, read_json
+from vtscale_jax.weights.files.writing import ChosenTensors
+from vtscale_jax.weights.huggingface import families
 from vtscale_jax.weights.language_models import llm_shapes
-from vtscale_jax.weights.layouts import llm_layout
-from vtscale_jax.weights.names import ExportedTensors, ImportedTensors
+from vtscale_jax.weights.naming.layouts import llm_layout
+from vtscale_jax.weights.naming.names import ExportedTensors, ImportedTensors
 from vtscale_jax.weights.pretrained import Pretrained
-from vtscale_jax.weights.tensor_slices import Shape
-from vtscale_jax.weights.tensors import TensorSource, read_json
-from vtscale_jax.weights.writing import ChosenTensors
 
 
 class Run(NamedTuple):

@@ -16,8 +16,8 @@ from vtscale_jax.llm import LLMConfig
 from vtscale_jax.rotary import RopeScaling
 from vtscale_jax.run_folder import RunFolder
 from vtscale_jax.settings import block_config
-from vtscale_jax.weights import clip
-from vtscale_jax.weights.families import llm_config
+from vtscale_jax.weights.huggingface import clip
+from vtscale_jax.weights.huggingface.families import llm_config
 from vtscale_jax.weights.starting import RUN_WEIGHTS, pretrained
 
 # Fields that a run chooses itself, whatever the model.

@@ -20,11 +20,11 @@ from safetensors.numpy import load_file
 from vtscale_jax import paths
 from vtscale_jax.stages import Stage, init_params, parameter_shapes
 from vtscale_jax.vlm import ModelConfig
-from vtscale_jax.weights.clip import import_clip
-from vtscale_jax.weights.fingerprint import tensors_sha256
+from vtscale_jax.weights.files.fingerprint import tensors_sha256
+from vtscale_jax.weights.huggingface.clip import import_clip
 from vtscale_jax.weights.language_models import llm_params
+from vtscale_jax.weights.naming.rows import resize_rows
 from vtscale_jax.weights.pretrained import Pretrained, open_pretrained
-from vtscale_jax.weights.rows import resize_rows
 
 RUN_WEIGHTS = "weights.safetensors"
 SHIPPED = {

@@ -20,9 +20,9 @@ from vtscale_jax import paths
 from vtscale_jax.layers import BlockConfig
 from vtscale_jax.text_tower import TextConfig
 from vtscale_jax.vision import VisionConfig
-from vtscale_jax.weights import layouts, names
-from vtscale_jax.weights.rows import resize_rows
-from vtscale_jax.weights.tensors import TensorSource
+from vtscale_jax.weights.files.tensors import TensorSource
+from vtscale_jax.weights.naming import layouts, names
+from vtscale_jax.weights.naming.rows import resize_rows
 
 Json = Mapping[str, Any]
 

@@ -33,7 +33,7 @@ from tokenizers import (
 )
 from transformers import PreTrainedTokenizerFast
 
-from vtscale_jax.weights.gguf_file import GGUFError
+from vtscale_jax.weights.gguf.file import GGUFError
 
 NAMES = Keys.Tokenizer
 SPACE = "▁"

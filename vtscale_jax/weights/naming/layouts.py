@@ -3,7 +3,7 @@
 import re
 from collections.abc import Sequence
 
-from vtscale_jax.weights.names import Layout, Rule
+from vtscale_jax.weights.naming.names import Layout, Rule
 
 
 def _rules(*rows: tuple[str, str, str]) -> tuple[Rule, ...]:

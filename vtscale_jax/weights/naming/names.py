@@ -18,7 +18,9 @@ import jax
 import numpy as np
 
 from vtscale_jax import paths
-from vtscale_jax.weights.placing import (
+from vtscale_jax.weights.files.tensor_slices import Index, Shape
+from vtscale_jax.weights.files.tensors import BLOCK_BYTES, TensorSource
+from vtscale_jax.weights.naming.placing import (
     Cut,
     Dtypes,
     Leaf,
@@ -28,7 +30,7 @@ from vtscale_jax.weights.placing import (
     read_leaf,
     sharding_problem,
 )
-from vtscale_jax.weights.rules import (
+from vtscale_jax.weights.naming.rules import (
     LAYER,
     Layout,
     Piece,
@@ -36,9 +38,7 @@ from vtscale_jax.weights.rules import (
     current_names,
     source_tensors,
 )
-from vtscale_jax.weights.tensor_slices import Index, Shape
-from vtscale_jax.weights.tensors import BLOCK_BYTES, TensorSource
-from vtscale_jax.weights.transforms import TRANSFORMS
+from vtscale_jax.weights.naming.transforms import TRANSFORMS
 
 
 def import_tree(

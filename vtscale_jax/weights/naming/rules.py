@@ -4,8 +4,8 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
-from vtscale_jax.weights.tensor_slices import Shape
-from vtscale_jax.weights.transforms import TRANSFORMS
+from vtscale_jax.weights.files.tensor_slices import Shape
+from vtscale_jax.weights.naming.transforms import TRANSFORMS
 
 LAYER = "{i}"
 

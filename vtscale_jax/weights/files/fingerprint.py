@@ -4,7 +4,7 @@ import hashlib
 
 import numpy as np
 
-from vtscale_jax.weights.tensors import TensorSource
+from vtscale_jax.weights.files.tensors import TensorSource
 
 
 def tensors_sha256(source: TensorSource) -> str:

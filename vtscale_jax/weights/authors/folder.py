@@ -18,13 +18,13 @@ from transformers import PreTrainedTokenizerBase
 from vtscale_jax.tokens import QueryLayout, Tokenizer
 from vtscale_jax.views import CLIP_MEAN, CLIP_STD
 from vtscale_jax.vlm import ModelConfig
-from vtscale_jax.weights import authors
+from vtscale_jax.weights.authors import towers
+from vtscale_jax.weights.files.tensors import TensorSource, read_json
 from vtscale_jax.weights.pretrained import (
     DEFAULT_PATTERNS,
     Pretrained,
     folder_tokenizer,
 )
-from vtscale_jax.weights.tensors import TensorSource, read_json
 from vtscale_jax.weights.tokenizer_files import placeholder_ids
 
 Json = Mapping[str, Any]
@@ -139,13 +139,13 @@ def open_authors(
     clip = _checked(config, str(folder / "config.json"))
     layout = _layout(config, stage, num_followup_queries, folder)
     tokenizer = fusion_tokenizer(folder, stage)
-    table = authors.fusion_config(clip, 1)
+    table = towers.fusion_config(clip, 1)
     rows = table.vocab_size + table.num_query_rows
     first, pad_row = _query_rows(config, layout, tokenizer, rows, folder)
     if stage == "align":
-        model = authors.align_config(clip, first)
+        model = towers.align_config(clip, first)
     else:
-        model = authors.vlm_config({**config, "imgque_config": clip}, first)
+        model = towers.vlm_config({**config, "imgque_config": clip}, first)
     return AuthorsFolder(
         folder,
         stage,
@@ -206,13 +206,13 @@ def _checked(config: Json, file: str) -> dict[str, Any]:
     for flag in FLAGS:
         if flag in clip:
             _same(vision.setdefault(flag, clip[flag]), clip[flag], f"{where}.{flag}")
-    tower = authors.vision_config(vision)
+    tower = towers.vision_config(vision)
     width = tower.blocks.width
     _same(
         vision.get("vembed_hidden_size") or width, width, f"{where}.vembed_hidden_size"
     )
     _same(clip.get("hidden_size", width), width, f"{file}.hidden_size")
-    own, derived = clip.get("imgque_config") or {}, authors.fusion_fields(clip)
+    own, derived = clip.get("imgque_config") or {}, towers.fusion_fields(clip)
     heads = derived["num_attention_heads"]
     fixed = {
         **{name: value for name, value in derived.items() if name != "vocab_size"},

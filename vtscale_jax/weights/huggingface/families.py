@@ -18,9 +18,7 @@ from typing import Any, NamedTuple
 
 from vtscale_jax.layers import ACTIVATIONS, BlockConfig
 from vtscale_jax.llm import LLMConfig
-from vtscale_jax.weights import layouts
-from vtscale_jax.weights.names import Layout
-from vtscale_jax.weights.rope_fields import (
+from vtscale_jax.weights.huggingface.rope_fields import (
     ROPE_FIELDS,
     Json,
     Rope,
@@ -28,6 +26,8 @@ from vtscale_jax.weights.rope_fields import (
     transformers_kind,
     write_rope,
 )
+from vtscale_jax.weights.naming import layouts
+from vtscale_jax.weights.naming.names import Layout
 
 FULL, SLIDING = "full_attention", "sliding_attention"
 DTYPES = ("float32", "bfloat16", "float16")
@@ -139,8 +139,9 @@ def family_of(config: Json, where: str = "config") -> Family:
         raise ValueError(
             f"{where}.model_type: got {kind!r} (architectures "
             f"{config.get('architectures')}), expected one of {known}; take a model of "
-            "one of these families, or add a row to weights/families.FAMILIES and its "
-            "names to weights/layouts.DECODER_BLOCKS"
+            "one of these families, or add a row to FAMILIES in "
+            "weights/huggingface/families.py and its names to DECODER_BLOCKS in "
+            "weights/naming/layouts.py"
         )
     return FAMILIES[kind]
 

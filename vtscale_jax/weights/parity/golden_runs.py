@@ -20,9 +20,9 @@ from vtscale_jax.stages import align_terms
 from vtscale_jax.types import Batch, Kind
 from vtscale_jax.vision import VisionConfig, VisionTower
 from vtscale_jax.vlm import VLM, AlignModel, ModelConfig
-from vtscale_jax.weights import golden_batches as batches
-from vtscale_jax.weights import layouts, names
-from vtscale_jax.weights.golden_blocks import Tower
+from vtscale_jax.weights.naming import layouts, names
+from vtscale_jax.weights.parity import golden_batches as batches
+from vtscale_jax.weights.parity.golden_blocks import Tower
 
 # Ids, types, masks and greedy tokens are decisions, not approximations.
 EXACT = 0.0

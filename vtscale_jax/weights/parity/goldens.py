@@ -19,12 +19,14 @@ import numpy as np
 from vtscale_jax.stages import parameter_shapes
 from vtscale_jax.vision import VisionConfig, VisionTower
 from vtscale_jax.vlm import VLM, AlignModel
-from vtscale_jax.weights import authors, golden_blocks, golden_runs, layouts
-from vtscale_jax.weights import golden_batches as batches
-from vtscale_jax.weights.golden_batches import Arrays
-from vtscale_jax.weights.golden_runs import Answers, Value
-from vtscale_jax.weights.names import import_tree
-from vtscale_jax.weights.tensors import open_tensors, read_json
+from vtscale_jax.weights.authors import towers
+from vtscale_jax.weights.files.tensors import open_tensors, read_json
+from vtscale_jax.weights.naming import layouts
+from vtscale_jax.weights.naming.names import import_tree
+from vtscale_jax.weights.parity import golden_batches as batches
+from vtscale_jax.weights.parity import golden_blocks, golden_runs
+from vtscale_jax.weights.parity.golden_batches import Arrays
+from vtscale_jax.weights.parity.golden_runs import Answers, Value
 
 # What a variant's name says of the vision tower, and the fields that say it here.
 VARIANT_PARTS = {
@@ -177,10 +179,10 @@ def open_folder(path: Path) -> Golden:
             "expected the config.json of goldens and at least one case"
         )
     if kind == "vision":
-        ours = authors.vision_config(config["vision_config"])
+        ours = towers.vision_config(config["vision_config"])
     else:
         stage1 = config["clip_config"] if kind == "align" else config["config"]
-        make = authors.align_config if kind == "align" else authors.vlm_config
+        make = towers.align_config if kind == "align" else towers.vlm_config
         table = make(stage1, 1).fusion
         size = table.vocab_size + table.num_query_rows
         ours = make(stage1, batches.first_query_id(cases, size))

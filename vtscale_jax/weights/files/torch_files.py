@@ -11,7 +11,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
-from vtscale_jax.weights.tensor_slices import Index, TensorFileError, slice_bounds
+from vtscale_jax.weights.files.tensor_slices import Index, TensorFileError, slice_bounds
 
 REMEDY = (
     "convert it to safetensors where torch is installed (transformers: "

@@ -25,8 +25,8 @@ from vtscale_jax.llm import LLMConfig
 from vtscale_jax.text_tower import TextConfig
 from vtscale_jax.vision import VisionConfig
 from vtscale_jax.vlm import ModelConfig
-from vtscale_jax.weights import clip as plain_clip
-from vtscale_jax.weights import families
+from vtscale_jax.weights.huggingface import clip as plain_clip
+from vtscale_jax.weights.huggingface import families
 
 Json = Mapping[str, Any]
 

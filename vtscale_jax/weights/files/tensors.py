@@ -19,13 +19,13 @@ import ml_dtypes
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
-from vtscale_jax.weights.tensor_slices import (
+from vtscale_jax.weights.files.tensor_slices import (
     Index,
     Shape,
     TensorFileError,
     slice_bounds,
 )
-from vtscale_jax.weights.torch_files import TorchFiles
+from vtscale_jax.weights.files.torch_files import TorchFiles
 
 SAFETENSORS_INDEX = "model.safetensors.index.json"
 TORCH_INDEX = "pytorch_model.bin.index.json"

@@ -26,20 +26,12 @@ from vtscale_jax.run_folder import RunFolder, code_version, versions
 from vtscale_jax.stages import parameter_shapes
 from vtscale_jax.templates import check_template
 from vtscale_jax.vlm import VLM, AlignModel
-from vtscale_jax.weights import families, layouts, starting
-from vtscale_jax.weights.authors_folder import AuthorsFolder
-from vtscale_jax.weights.fingerprint import tensors_sha256
-from vtscale_jax.weights.names import ImportedTensors
-from vtscale_jax.weights.pretrained import (
-    TOKENIZER_FILES,
-    check_tokenizer,
-    open_pretrained,
-)
-from vtscale_jax.weights.sizes import block_fields, llm_fields
-from vtscale_jax.weights.tensor_slices import Index
-from vtscale_jax.weights.tensors import TensorSource, open_tensors
-from vtscale_jax.weights.tokenizer_files import save_tokenizer, without_placeholders
-from vtscale_jax.weights.writing import (
+from vtscale_jax.weights import starting
+from vtscale_jax.weights.authors.folder import AuthorsFolder
+from vtscale_jax.weights.files.fingerprint import tensors_sha256
+from vtscale_jax.weights.files.tensor_slices import Index
+from vtscale_jax.weights.files.tensors import TensorSource, open_tensors
+from vtscale_jax.weights.files.writing import (
     ChosenTensors,
     one_dtype,
     whole_folder,
@@ -47,6 +39,16 @@ from vtscale_jax.weights.writing import (
     write_shards,
     write_tensors,
 )
+from vtscale_jax.weights.huggingface import families
+from vtscale_jax.weights.naming import layouts
+from vtscale_jax.weights.naming.names import ImportedTensors
+from vtscale_jax.weights.pretrained import (
+    TOKENIZER_FILES,
+    check_tokenizer,
+    open_pretrained,
+)
+from vtscale_jax.weights.sizes import block_fields, llm_fields
+from vtscale_jax.weights.tokenizer_files import save_tokenizer, without_placeholders
 
 LLM_PREFIX = "llm_backbone."
 LLM_FOLDER, TOKENIZER_FOLDER = "llm", "fusion_tokenizer"

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from gguf.constants import Keys
 
-from vtscale_jax.weights.gguf_file import GGUFError, GGUFFile
+from vtscale_jax.weights.gguf.file import GGUFError, GGUFFile
 
 # A default that llama.cpp's loader also takes.
 DEFAULT_THETA = 10000.0

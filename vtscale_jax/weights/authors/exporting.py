@@ -16,21 +16,18 @@ from vtscale_jax import paths
 from vtscale_jax.assemble import load_tokenizer
 from vtscale_jax.stages import parameter_shapes
 from vtscale_jax.vlm import VLM, AlignModel, ModelConfig
-from vtscale_jax.weights import authors, layouts
-from vtscale_jax.weights.authors_folder import CLIP_FOLDER, PROCESSOR
-from vtscale_jax.weights.authors_import import LLM_PREFIX, Use
-from vtscale_jax.weights.authors_json import (
+from vtscale_jax.weights.authors import towers
+from vtscale_jax.weights.authors.config_json import (
     TRANSFORMERS,
     ExportError,
     align_json,
     processor_json,
     vlm_json,
 )
-from vtscale_jax.weights.names import ExportedTensors, ImportedTensors
-from vtscale_jax.weights.run_parts import Run, RunLLM, run_llm
-from vtscale_jax.weights.tensors import TensorSource
-from vtscale_jax.weights.tokenizer_files import save_tokenizer, with_placeholders
-from vtscale_jax.weights.writing import (
+from vtscale_jax.weights.authors.folder import CLIP_FOLDER, PROCESSOR
+from vtscale_jax.weights.authors.importing import LLM_PREFIX, Use
+from vtscale_jax.weights.files.tensors import TensorSource
+from vtscale_jax.weights.files.writing import (
     ChosenTensors,
     check_free,
     one_dtype,
@@ -38,6 +35,10 @@ from vtscale_jax.weights.writing import (
     write_json,
     write_shards,
 )
+from vtscale_jax.weights.naming import layouts
+from vtscale_jax.weights.naming.names import ExportedTensors, ImportedTensors
+from vtscale_jax.weights.run_parts import Run, RunLLM, run_llm
+from vtscale_jax.weights.tokenizer_files import save_tokenizer, with_placeholders
 
 VIEW_SIZE = 336  # of the published image processor, whatever the tower
 
@@ -99,10 +100,10 @@ def _check_reads_back(
 ) -> None:
     """ExportError unless config.json means the run's model and the tensors fit it."""
     if run.config.stage == "align":
-        again = authors.align_config(config, first_query_id)
+        again = towers.align_config(config, first_query_id)
         layout, kind = layouts.ALIGN_LAYOUT, AlignModel
     else:
-        again = authors.vlm_config(config, first_query_id)
+        again = towers.vlm_config(config, first_query_id)
         family = config["llm_config"]["model_type"]
         layout, kind = layouts.vlm_layout(family), VLM
     unlike = [

@@ -13,13 +13,9 @@ from vtscale_jax import paths
 from vtscale_jax.assemble import load_tokenizer
 from vtscale_jax.views import CLIP_MEAN, CLIP_STD
 from vtscale_jax.vision import VisionConfig
-from vtscale_jax.weights.authors_folder import PROCESSOR
-from vtscale_jax.weights.clip import ALONE, export_clip, hf_clip_config
-from vtscale_jax.weights.families import hf_config
-from vtscale_jax.weights.run_parts import Run, RunLLM, run_llm
-from vtscale_jax.weights.tensors import ArrayTensors
-from vtscale_jax.weights.tokenizer_files import save_tokenizer
-from vtscale_jax.weights.writing import (
+from vtscale_jax.weights.authors.folder import PROCESSOR
+from vtscale_jax.weights.files.tensors import ArrayTensors
+from vtscale_jax.weights.files.writing import (
     ChosenTensors,
     check_free,
     one_dtype,
@@ -28,6 +24,10 @@ from vtscale_jax.weights.writing import (
     write_shards,
     write_tensors,
 )
+from vtscale_jax.weights.huggingface.clip import ALONE, export_clip, hf_clip_config
+from vtscale_jax.weights.huggingface.families import hf_config
+from vtscale_jax.weights.run_parts import Run, RunLLM, run_llm
+from vtscale_jax.weights.tokenizer_files import save_tokenizer
 
 EXTRA = "vtscale_extra.safetensors"
 LEGACY_EOS = 2  # with this ⟨eos⟩ transformers reads a text at its largest id

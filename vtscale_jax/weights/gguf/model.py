@@ -8,7 +8,7 @@
 llama.cpp's converter renames the tensors, and for the architecture `llama` (Llama,
 Vicuna, Mistral, SmolLM2) it also reorders the rows of q and k, because its rotary
 embedding turns neighbouring pairs where Hugging Face's turns halves. Both are undone
-here; the config is made in `gguf_config`.
+here; the config is made in `config`.
 
 Source: llama.cpp's conversion scripts (`LlamaModel.permute`, `Phi3MiniModel`).
 """
@@ -22,9 +22,9 @@ import numpy as np
 from gguf.constants import Keys
 from transformers import PreTrainedTokenizerFast
 
-from vtscale_jax.weights.gguf_config import ROPE_TENSORS, model_config
-from vtscale_jax.weights.gguf_file import GGUFError, GGUFFile
-from vtscale_jax.weights.gguf_tokenizer import build_tokenizer
+from vtscale_jax.weights.gguf.config import ROPE_TENSORS, model_config
+from vtscale_jax.weights.gguf.file import GGUFError, GGUFFile
+from vtscale_jax.weights.gguf.tokenizer import build_tokenizer
 
 LAYER = "{i}"
 

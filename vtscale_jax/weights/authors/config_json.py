@@ -10,17 +10,24 @@ from typing import Any
 from vtscale_jax import settings
 from vtscale_jax.llm import LLMConfig
 from vtscale_jax.views import CLIP_MEAN, CLIP_STD
-from vtscale_jax.weights import authors, families, starting
-from vtscale_jax.weights.authors_folder import (
+from vtscale_jax.weights import starting
+from vtscale_jax.weights.authors import towers
+from vtscale_jax.weights.authors.folder import (
     ALIGN_TYPE,
     FUSION_NAME,
     VISION_TYPE,
     VLM_TYPE,
 )
-from vtscale_jax.weights.clip import ALONE, hf_clip_config
-from vtscale_jax.weights.rope_fields import ROPE_FIELDS, Rope, read_rope, write_rope
+from vtscale_jax.weights.files.writing import one_dtype
+from vtscale_jax.weights.huggingface import families
+from vtscale_jax.weights.huggingface.clip import ALONE, hf_clip_config
+from vtscale_jax.weights.huggingface.rope_fields import (
+    ROPE_FIELDS,
+    Rope,
+    read_rope,
+    write_rope,
+)
 from vtscale_jax.weights.run_parts import Run, RunLLM
-from vtscale_jax.weights.writing import one_dtype
 
 TRANSFORMERS = "4.44.2"
 # Kinds of rotary scaling that it computes as we do, with their fields.
@@ -77,7 +84,7 @@ def align_json(run: Run, special: Mapping[str, int | None]) -> dict[str, Any]:
         # (quirk 5): without these it would switch both on.
         **flags,
     }
-    derived = authors.fusion_fields(config)
+    derived = towers.fusion_fields(config)
     config["imgque_config"] = {
         **derived,
         "model_type": "llama",

@@ -20,9 +20,9 @@ import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 
-from vtscale_jax.weights.placing import convert
-from vtscale_jax.weights.tensor_slices import Index, Shape
-from vtscale_jax.weights.tensors import DTYPES, SAFETENSORS_INDEX, TensorSource
+from vtscale_jax.weights.files.tensor_slices import Index, Shape
+from vtscale_jax.weights.files.tensors import DTYPES, SAFETENSORS_INDEX, TensorSource
+from vtscale_jax.weights.naming.placing import convert
 
 SHARD_BYTES = 5 * 10**9
 # Written into every file: transformers refuses files that do not say so.

@@ -17,9 +17,9 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from numpy.typing import DTypeLike
 
-from vtscale_jax.weights.tensor_slices import Index, Shape, slice_bounds
-from vtscale_jax.weights.tensors import TensorSource
-from vtscale_jax.weights.transforms import Transform
+from vtscale_jax.weights.files.tensor_slices import Index, Shape, slice_bounds
+from vtscale_jax.weights.files.tensors import TensorSource
+from vtscale_jax.weights.naming.transforms import Transform
 
 # A dtype for all parameters, or for each by its path; None keeps that of the file.
 Dtypes = Callable[[str], DTypeLike | None] | DTypeLike | None

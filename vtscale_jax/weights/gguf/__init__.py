@@ -1,0 +1,1 @@
+"""llama.cpp's GGUF files: tensors, config and tokenizer of a model."""

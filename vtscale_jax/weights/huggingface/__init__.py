@@ -1,0 +1,1 @@
+"""Hugging Face's models: config.json and names of each family, both ways."""

@@ -1,0 +1,1 @@
+"""Our model against recorded states of the authors' code."""
