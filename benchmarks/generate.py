@@ -22,7 +22,7 @@ import tempfile
 import time
 from pathlib import Path
 
-PROMPT, NEW, BATCHES, ROUNDS, REPEATS = 512, 128, (1, 8), 3, 3
+PROMPT, NEW, BATCHES, ROUNDS, REPEATS = 512, 128, (1, 8), 2, 2
 TARGETS = {"decode": 1.2, "prefill": 0.7}
 
 

@@ -4,7 +4,9 @@
     python benchmarks/int8.py
 
 Logits at 1,000 tokens of English beside those of the float32 weights, the perplexity of
-the text, and decoding speed in the same process. Prints a table and a line of JSON.
+the text, and, in the same process, decoding speed in chunks of tokens as `ask` streams
+them, and the bytes that a chunk's program needs beside its arguments. Prints a table and
+a line of JSON.
 """
 
 import argparse
@@ -21,9 +23,10 @@ from sklearn import datasets
 
 from vtscale_jax import generate
 from vtscale_jax.llm import LLM, quantize, unstack
+from vtscale_jax.stream import CHUNK
 from vtscale_jax.weights.language_models import load_language_model
 
-STEPS = 32
+CHUNKS = 4  # of stream.CHUNK tokens each
 
 
 def logits_of(params, ids, config) -> np.ndarray:
@@ -43,20 +46,24 @@ def perplexity(logits: np.ndarray, ids: np.ndarray) -> float:
     return math.exp(np.mean(norm - logits[np.arange(len(ids) - 1), ids[1:]]))
 
 
-def decode_seconds(params, config, ids) -> float:
-    """Seconds per token of one row, the best of three times 32 tokens."""
+def decode(params, config, ids) -> tuple[float, int]:
+    """Seconds per token of one row, the best of three times four chunks; and the bytes
+    of a chunk's temporaries."""
     same = {"config": config, "eos_ids": (config.vocab_size,)}
     keep = jnp.ones(ids.shape, bool)
     times = []
     for _ in range(4):
-        state = generate.begin(config, 1, ids.shape[1] + STEPS)
+        state = generate.begin(config, 1, ids.shape[1] + CHUNKS * CHUNK)
         state = generate.read(params, state, ids, keep, **same)
         jax.block_until_ready(state.ids)
         started = time.perf_counter()
-        state, tokens = generate.write(params, state, num_steps=STEPS, **same)
-        jax.block_until_ready(tokens)
+        for _ in range(CHUNKS):
+            state, tokens = generate.write(params, state, num_steps=CHUNK, **same)
+            jax.block_until_ready(tokens)
         times.append(time.perf_counter() - started)
-    return min(times[1:]) / STEPS
+    made = generate.write.lower(params, state, num_steps=CHUNK, **same).compile()
+    analysis = made.memory_analysis()
+    return min(times[1:]) / (CHUNKS * CHUNK), analysis.temp_size_in_bytes
 
 
 def num_bytes(params) -> int:
@@ -82,12 +89,13 @@ def main() -> None:
         apart = dataclasses.replace(
             config, blocks=dataclasses.replace(blocks, stacked=False)
         )
+        seconds, temporary = decode(unstack(dict(params)), apart, ids[:, :128])
         found[name] = {
             "megabytes": num_bytes(params) / 1e6,
             "blocks_megabytes": num_bytes(params["blocks"]) / 1e6,
             "perplexity": perplexity(kept[name], np.array(row)),
-            "decode_ms": 1e3
-            * decode_seconds(unstack(dict(params)), apart, ids[:, :128]),
+            "decode_ms": 1e3 * seconds,
+            "temporary_megabytes": temporary / 1e6,
         }
     exact, near = kept["float32"], kept["int8"]
     centred = exact - exact.mean(axis=1, keepdims=True)
@@ -104,11 +112,15 @@ def main() -> None:
         "rows": found,
         "decode_ratio": found["float32"]["decode_ms"] / found["int8"]["decode_ms"],
     }
-    print(f"{'':8} {'MB':>7} {'blocks MB':>10} {'perplexity':>11} {'ms/token':>9}")
+    print(
+        f"{'':8} {'MB':>7} {'blocks MB':>10} {'perplexity':>11} {'ms/token':>9} "
+        f"{'temporary MB':>13}"
+    )
     for name, line in found.items():
         print(
             f"{name:8} {line['megabytes']:7.1f} {line['blocks_megabytes']:10.1f} "
-            f"{line['perplexity']:11.4f} {line['decode_ms']:9.2f}"
+            f"{line['perplexity']:11.4f} {line['decode_ms']:9.2f} "
+            f"{line['temporary_megabytes']:13.1f}"
         )
     print(
         f"logits: {result['relative_logit_error']:.4f} relative, at most "
