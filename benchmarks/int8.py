@@ -5,8 +5,8 @@
 
 Logits at 1,000 tokens of English beside those of the float32 weights, the perplexity of
 the text, and, in the same process, decoding speed in chunks of tokens as `ask` streams
-them, and the bytes that a chunk's program needs beside its arguments. Prints a table and
-a line of JSON.
+them, and the bytes that a chunk's program needs beside its arguments. Prints a table
+and a line of JSON.
 """
 
 import argparse
