@@ -3,7 +3,6 @@ stage that returns the fields which `base` does not set."""
 
 from ml_collections import config_dict
 
-NONE_INT = config_dict.placeholder(int)
 FAMILIES = ("read", "locate", "count", "exists", "choice", "describe")
 
 
@@ -57,7 +56,7 @@ def _data(
 
 def _optim(**values) -> dict:
     return {
-        "steps": NONE_INT,
+        "steps": config_dict.placeholder(int),
         "epochs": config_dict.placeholder(float),
         "learning_rate": 1e-3,
         "warmup": 0.03,
@@ -127,7 +126,7 @@ def embedded(stage: str) -> dict:
             },
             "fusion": {
                 "vocab_size": 70,
-                "frozen_id": NONE_INT,
+                "frozen_id": config_dict.placeholder(int),
                 "blocks": _fusion(128, 512, 4),
             },
             "llm": {

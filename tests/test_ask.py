@@ -10,6 +10,7 @@ import pytest
 from small_runs import small_config
 
 from vtscale_jax import ask
+from vtscale_jax.conversation import Answering, ImageConversation
 from vtscale_jax.train import train
 from vtscale_jax.trained import RunError, open_trained
 
@@ -200,6 +201,23 @@ def test_fewer_queries_mean_no_more_follow_up_queries(run, tmp_path):
     (copy / "config.json").write_text(json.dumps(config | {"num_followup_queries": 8}))
     assert open_trained(copy, num_queries=4).layout.num_followup_queries == 4
     assert open_trained(copy).layout.num_followup_queries == 8
+
+
+def test_a_run_on_a_fresh_language_model_has_the_same_one_again(tmp_path):
+    train(small_config(4, optim__steps=1), tmp_path / "run")
+    rows = (tmp_path / "run" / "samples.jsonl").read_text().splitlines()
+    row = next(row for row in map(json.loads, rows) if row["image"])
+    trained = open_trained(tmp_path / "run")
+    talk = ImageConversation(
+        trained.params,
+        trained.model,
+        trained.encoding,
+        trained.layout,
+        str(tmp_path / "run" / row["image"]),
+        Answering(most=3, eos_ids=(2,)),
+    )
+    reply = talk.ask(row["question"])
+    assert "".join(piece.text for piece in reply).strip() == row["prediction"]
 
 
 def test_compiling_is_counted_once():

