@@ -31,6 +31,7 @@ from vtscale_jax.generate import Sampling
 from vtscale_jax.tokens import Tokenizer, end_ids
 from vtscale_jax.trained import open_trained
 from vtscale_jax.views import load_image
+from vtscale_jax.weights.fetch import cache_folder
 from vtscale_jax.weights.language_models import load_language_model
 
 EXAMPLE = """\
@@ -236,10 +237,8 @@ def start(options: argparse.Namespace) -> Conversation:
 def keep_compiled() -> None:
     """Compiled programs are kept between runs, unless the user has set where."""
     if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
-        home = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache"))
-        jax.config.update(
-            "jax_compilation_cache_dir", str(home / "vtscale_jax" / "compiled")
-        )
+        folder = cache_folder() / "compiled"
+        jax.config.update("jax_compilation_cache_dir", str(folder))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
 
 

@@ -25,12 +25,11 @@ from transformers import PreTrainedTokenizerBase
 
 from vtscale_jax.generate import Sampling
 from vtscale_jax.layers import empty_caches
-from vtscale_jax.loader import Encoding
+from vtscale_jax.loader import Encoding, encode_questions
 from vtscale_jax.stream import ConversationError, Reply, Row, Vectors, padded_length
 from vtscale_jax.tokens import (
     QueryLayout,
     Tokenizer,
-    fusion_sequence,
     fusion_slots,
     llm_sequence,
     llm_slots,
@@ -255,15 +254,8 @@ class ImageConversation:
 
     def _fuse(self, record: Record) -> tuple[float, float, float]:
         """Appends the query vectors of the last question; the seconds it took."""
-        encoding, layout = self._encoding, self._layout
-        whole = fusion_sequence(
-            record,
-            encoding.fusion_tokenizer,
-            layout,
-            question=encoding.question,
-            template=encoding.template if encoding.question == "templated" else None,
-            fixed_text=encoding.fixed_text,
-        )
+        encoding = self._encoding
+        whole = encode_questions(record, encoding, self._layout)
         tokens, views, vision = None, 0.0, 0.0
         crops = np.zeros((0, 1, 1, 3), np.float32)
         if self._caches is None:  # also after an interrupted question

@@ -24,7 +24,7 @@ from vtscale_jax.tokens import (
     fusion_sequence,
     llm_sequence,
 )
-from vtscale_jax.types import Batch, Record
+from vtscale_jax.types import Batch, Record, TokenSequence
 from vtscale_jax.views import load_image, make_views, remap_boxes
 
 
@@ -108,6 +108,20 @@ def encode(record: Record, encoding: Encoding, layout: QueryLayout) -> Encoded:
         raise SampleError(text) from error
 
 
+def encode_questions(
+    record: Record, encoding: Encoding, layout: QueryLayout
+) -> TokenSequence:
+    """What the fusion decoder reads of a record after its vision tokens."""
+    return fusion_sequence(
+        record,
+        encoding.fusion_tokenizer,
+        layout,
+        question=encoding.question,
+        template=encoding.template if encoding.question == "templated" else None,
+        fixed_text=encoding.fixed_text,
+    )
+
+
 def _encode(record: Record, encoding: Encoding, layout: QueryLayout) -> Encoded:
     align = encoding.stage == "align"
     if record.image is None:
@@ -129,14 +143,7 @@ def _encode(record: Record, encoding: Encoding, layout: QueryLayout) -> Encoded:
         )
         if not encoding.prompts:
             record = _remapped(record, *picture.size, encoding.view_size)
-    fusion = fusion_sequence(
-        record,
-        encoding.fusion_tokenizer,
-        layout,
-        question=encoding.question,
-        template=encoding.template if encoding.question == "templated" else None,
-        fixed_text=encoding.fixed_text,
-    )
+    fusion = encode_questions(record, encoding, layout)
     if not (encoding.prompts or record.turns[-1].answer):
         raise ValueError(
             f"sample {record.id!r}: its last answer is empty, so there is nothing to "

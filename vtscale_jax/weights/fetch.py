@@ -19,7 +19,6 @@ from typing import NamedTuple
 
 import huggingface_hub
 
-CACHE = "vtscale_jax/models"
 PIECE = 1 << 20
 
 
@@ -91,12 +90,18 @@ def from_index(requirement: str, folder: Path) -> None:
         raise FetchError(f"`{' '.join(command[1:])}` failed:\n    {reason}")
 
 
-def models_folder(name: str) -> Path:
-    """Where `name` lies: ~/.cache/vtscale_jax/models/NAME, or under XDG_CACHE_HOME."""
+def cache_folder() -> Path:
+    """Where this package keeps what can be had again: ~/.cache/vtscale_jax, or under
+    XDG_CACHE_HOME."""
     home = os.environ.get("XDG_CACHE_HOME", "")
     # A relative XDG_CACHE_HOME is to be ignored, says its specification.
     cache = Path(home) if os.path.isabs(home) else Path.home() / ".cache"
-    return cache / CACHE / name
+    return cache / "vtscale_jax"
+
+
+def models_folder(name: str) -> Path:
+    """Where the model `name` lies below `cache_folder`."""
+    return cache_folder() / "models" / name
 
 
 def known(name: str) -> Model:

@@ -16,13 +16,13 @@ from vtscale_jax.llm import LLMConfig
 from vtscale_jax.rotary import RopeScaling
 from vtscale_jax.run_folder import RunFolder
 from vtscale_jax.settings import block_config
+from vtscale_jax.weights.authors.towers import FUSION_HEAD_WIDTH
 from vtscale_jax.weights.huggingface import clip
 from vtscale_jax.weights.huggingface.families import llm_config
 from vtscale_jax.weights.starting import RUN_WEIGHTS, pretrained
 
 # Fields that a run chooses itself, whatever the model.
 OF_THE_RUN = ("dtype", "remat", "unroll", "stacked", "int8", "init_std")
-FUSION_HEAD_WIDTH = 64
 
 
 def fill_sizes(config: ConfigDict) -> list[str]:
