@@ -83,7 +83,17 @@ def _run(log_every: int, eval_every: int, questions: int, save_every: int) -> di
             "max_new_tokens": 24,
         },
         "checkpoint": {"every": save_every, "keep": 2},
+        # A loss so many standard deviations above the last `window` stops the run.
+        "stop": {"spike": 30.0, "window": 100},
+        # Seconds: for all hosts to come at the start, and without a sign of life.
+        "hosts": {"wait_s": 600, "timeout_s": 300},
     }
+
+
+def _mesh(data: int, fsdp: int, frozen: str) -> dict:
+    """Devices by axis (-1: what the others leave), and whether frozen parameters are
+    "sharded" too or "replicated"."""
+    return {"mesh": {"data": data, "fsdp": fsdp, "tensor": 1, "frozen": frozen}}
 
 
 def embedded(stage: str) -> dict:
@@ -167,6 +177,7 @@ def embedded(stage: str) -> dict:
             questions=512,
             save_every=100,
         ),
+        **_mesh(data=-1, fsdp=1, frozen="replicated"),
     }
 
 
@@ -226,6 +237,7 @@ def smol(stage: str) -> dict:
             warmup=0.1 if stage == "align" else 0.03,
         ),
         **_run(log_every=10, eval_every=500, questions=512, save_every=200),
+        **_mesh(data=-1, fsdp=1, frozen="replicated"),
     }
 
 
@@ -288,6 +300,7 @@ def paper(stage: str) -> dict:
         ),
         "optim": optim,
         **_run(log_every=10, eval_every=500, questions=0, save_every=100),
+        **_mesh(data=1, fsdp=-1, frozen="sharded"),
     }
 
 

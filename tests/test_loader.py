@@ -15,7 +15,7 @@ from vtscale_jax.tokens import (
     fusion_sequence,
     llm_sequence,
 )
-from vtscale_jax.types import Kind, Record, Turn
+from vtscale_jax.types import Kind, Record, Shards, Turn
 from vtscale_jax.views import make_views
 
 VIEW, TOKENS = 28, 5
@@ -286,7 +286,7 @@ def test_rows_of_a_batch():
 
 def test_answers_point_at_their_questions():
     samples = [encode(sample(n), ALIGN, LAYOUT) for n in (1, 2)]
-    fusion, llm, answers = collate(samples, SPEC, first_row=2)
+    fusion, llm, answers = collate(samples, SPEC, rows=(2, 3))
     assert llm is None
     assert answers.mask.tolist() == [True] * 5 + [False] * 7
     assert answers.question_row[:5].tolist() == [2, 2, 3, 3, 3]
@@ -402,8 +402,8 @@ def test_fitted_buckets_know_what_the_probe_does_not_show():
 def test_order_is_a_function_of_seed_and_step():
     first, second = stream(), stream(num_threads=2)
     for step, (mine, theirs) in enumerate(zip(first, second, strict=False)):
-        assert_equal(mine, theirs)
-        assert_equal(mine, stream().batch(step))
+        assert_equal(mine.batch, theirs.batch)
+        assert_equal(mine.batch, stream().batch(step))
         if step == 9:
             break
     assert not same(stream().batch(0), stream(seed=6).batch(0))
@@ -447,11 +447,11 @@ def test_subset_is_a_fixed_random_part():
 @pytest.mark.parametrize("num_threads", [0, 2])
 def test_resume_equals_uninterrupted(num_threads):
     straight = iter(stream(num_threads=num_threads))
-    batches = [next(straight) for _ in range(8)]
+    batches = [next(straight).batch for _ in range(8)]
     state = None
     first = iter(stream(num_threads=num_threads))
     for step in range(5):
-        assert_equal(next(first), batches[step])
+        assert_equal(next(first).batch, batches[step])
         if step == 2:
             state = json.loads(json.dumps(first.state()))
     assert state["step"] == 3 and first.step == 5
@@ -459,9 +459,9 @@ def test_resume_equals_uninterrupted(num_threads):
     resumed.restore(state)
     assert not same(batches[2], batches[3])
     for step in range(3, 8):
-        assert_equal(next(resumed), batches[step])
+        assert_equal(next(resumed).batch, batches[step])
     first.restore(state)
-    assert_equal(next(first), batches[3])
+    assert_equal(next(first).batch, batches[3])
     for iterator in (straight, first, resumed):
         iterator.close()
 
@@ -478,12 +478,11 @@ def test_state_of_another_order_is_refused():
 
 
 @pytest.mark.parametrize("encoding", [ALIGN, ADAPT])
-@pytest.mark.parametrize("shard_count", [2, 4])
-def test_hosts_share_one_global_batch(encoding, shard_count):
+@pytest.mark.parametrize("hosts", [2, 4])
+def test_hosts_share_one_global_batch(encoding, hosts):
     whole = stream(encoding=encoding, spec=SPEC.largest())
     shards = [
-        stream(encoding=encoding, shard_index=i, shard_count=shard_count)
-        for i in range(shard_count)
+        stream(encoding=encoding, shards=Shards((i,), hosts)) for i in range(hosts)
     ]
     for step in (0, 3):
         expected = leaves(whole.batch(step))
@@ -505,14 +504,26 @@ def test_hosts_share_one_global_batch(encoding, shard_count):
     assert not same(shards[0].batch(0), shards[1].batch(0))
     resumed = iter(shards[1])
     resumed.restore(iter(whole).state() | {"step": 3})
-    assert_equal(next(resumed), shards[1].batch(3))
+    assert_equal(next(resumed).batch, shards[1].batch(3))
 
 
 def test_wrong_shards():
-    with pytest.raises(ValueError, match=r"shard_index 3 of shard_count 3 with data"):
-        stream(shard_index=3, shard_count=3)
-    with pytest.raises(ValueError, match="the count divides"):
-        stream(shard_index=0, shard_count=3)
+    with pytest.raises(ValueError, match=r"parts \(4,\) of 4 with data.batch_size 4"):
+        stream(shards=Shards((4,), 4))
+    with pytest.raises(ValueError, match="the total divides"):
+        stream(shards=Shards((0,), 3))
+
+
+def test_a_host_may_feed_parts_that_are_no_neighbours():
+    """On a pod the parts of a batch lie where the torus puts them."""
+    whole, apart = stream(spec=SPEC.largest()), Shards((0, 2), 4)
+    assert apart.rows(8) == [0, 1, 4, 5] and apart.feeders == 2
+    fed, expected = stream(shards=apart).fed(0), whole.fed(0)
+    rows = apart.rows(SPEC.batch_size)
+    assert fed.ids == tuple(expected.ids[row] for row in rows)
+    np.testing.assert_array_equal(fed.batch.llm.ids, expected.batch.llm.ids[rows])
+    used = fed.batch.fusion.crop_row < SPEC.batch_size
+    assert set(fed.batch.fusion.crop_row[used]) <= set(rows)
 
 
 def test_layout_may_change_by_phase():
@@ -524,7 +535,7 @@ def test_layout_may_change_by_phase():
     assert not np.array_equal(small.order(1), large.order(2))
     phase = iter(large)
     assert phase.step == 2
-    mine, theirs = small.batch(2), next(phase)
+    mine, theirs = small.batch(2), next(phase).batch
     assert np.array_equal(mine.fusion.crops, theirs.fusion.crops)
     assert np.array_equal(mine.llm.loss_targets, theirs.llm.loss_targets)
     assert not np.array_equal(mine.fusion.slots, theirs.fusion.slots)

@@ -11,12 +11,11 @@ from vtscale_jax import metrics
 from vtscale_jax.metrics import (
     MalformedFile,
     MetricsLog,
-    NonFiniteLoss,
     Throughput,
-    check_loss,
     read_jsonl,
     wilson_interval,
 )
+from vtscale_jax.watch import TrainingStopped, check_loss
 
 
 class Clock:
@@ -146,9 +145,9 @@ def test_a_step_is_never_written_twice(tmp_path):
 
 @pytest.mark.parametrize("loss", [math.nan, math.inf, -math.inf, np.float32("nan")])
 def test_non_finite_loss_names_the_step(tmp_path, loss):
-    with pytest.raises(NonFiniteLoss, match="step 17"):
+    with pytest.raises(TrainingStopped, match="step 17"):
         check_loss(17, loss)
-    with log_to(tmp_path) as log, pytest.raises(NonFiniteLoss, match="step 17"):
+    with log_to(tmp_path) as log, pytest.raises(TrainingStopped, match="step 17"):
         log.write(17, loss=loss)
     assert read_jsonl(tmp_path / "metrics.jsonl") == []
     check_loss(17, 1e30)

@@ -22,6 +22,9 @@ from vtscale_jax.stages import get_stage
 from vtscale_jax.weights.starting import shipped, starting_params
 
 
+ALL = {"data": -1, "fsdp": 1, "tensor": 1}
+
+
 def load(num_queries: int, arg: str = ""):
     return importlib.import_module(f"configs.m{num_queries}").get_config(arg)
 
@@ -144,7 +147,7 @@ def test_a_question_asked_twice_is_answered_once(monkeypatch):
         config.data.families = ("read", "locate")
         config.eval.batch_size = 8
     parts = assemble(config, model.vision)
-    answerer = Evaluator(config, parts, model, make_mesh(8)).answerer(8)
+    answerer = Evaluator(config, parts, model, make_mesh(ALL)).answerer(8)
     records = blanked(family_questions(config, 16, "quick"), config)
     batches = []
     encoded = families.encode
@@ -169,7 +172,7 @@ def test_the_base_sees():
         config.data.families = ("count", "read", "describe")
         config.eval.batch_size = 24
     parts = assemble(config, model.vision)
-    evaluator = Evaluator(config, parts, model, make_mesh(24))
+    evaluator = Evaluator(config, parts, model, make_mesh(ALL))
     records = family_questions(config, 24, "quick")
     answerer = evaluator.answerer(256)
     seen = answerer.answer(params, records, title="pages")

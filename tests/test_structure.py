@@ -22,7 +22,7 @@ PACKAGE = "vtscale_jax"
 
 # The spine in reading order: imports point upward, to what stands before.
 HOST = (
-    *("types", "metrics", "records", "run_folder", "templates", "tokens", "views"),
+    *("types", "watch", "metrics", "records", "run_folder", "templates", "tokens", "views"),
     *("collate", "loader"),
 )
 TOWERS = ("vision", "text_tower", "fusion", "llm")
@@ -31,7 +31,7 @@ DEVICE = (
     *("stages", "optim", "step", "settings"),
 )
 ENTRY = (
-    *("assemble", "evaluate", "train"),
+    *("assemble", "phases", "program", "evaluate", "next_commands", "train"),
     *("stream", "conversation", "trained", "ask", "sweep"),
 )
 SPINE = (HOST[0], "paths", *HOST[1:], *DEVICE, *ENTRY)

@@ -17,12 +17,13 @@ from vtscale_jax import paths, settings
 from vtscale_jax.assemble import assemble, open_source
 from vtscale_jax.eval.families import is_correct
 from vtscale_jax.loader import encode
-from vtscale_jax.metrics import NonFiniteLoss
-from vtscale_jax.parallel.mesh import make_mesh, split_batch
+from vtscale_jax.next_commands import next_stage
+from vtscale_jax.parallel.mesh import make_mesh, spread
 from vtscale_jax.run_folder import RunFolder, RunFolderError
 from vtscale_jax.step import initial_state
-from vtscale_jax.train import _next_step, train
+from vtscale_jax.train import train
 from vtscale_jax.types import Kind
+from vtscale_jax.watch import TrainingStopped
 from vtscale_jax.weights.checkpoints import CheckpointError, Checkpoints
 from vtscale_jax.weights.naming.rows import resize_rows
 from vtscale_jax.weights.starting import WeightsError, shipped
@@ -268,7 +269,7 @@ def test_parameters_that_are_no_numbers_are_never_saved(tmp_path):
     config = small_config(
         optim__learning_rate=1e30, optim__warmup=0.0, log__every=5, eval__questions=0
     )
-    with pytest.raises(NonFiniteLoss, match="lower --config.optim.learning_rate"):
+    with pytest.raises(TrainingStopped, match="lower --config.optim.learning_rate"):
         train(config, tmp_path / "run")
     assert not any((tmp_path / "run" / "checkpoints").glob("[0-9]*"))
 
@@ -440,7 +441,7 @@ def test_new_query_rows_are_drawn_like_the_old_ones():
 def test_the_devices_split_the_batch(adapted):
     assert manifest(adapted)["device"]["count"] == jax.device_count() == 8
     rows_of = {"even": np.zeros((16, 3)), "odd": np.zeros((5, 3))}
-    placed = split_batch(rows_of, make_mesh(8))
+    placed = spread(rows_of, make_mesh({"data": -1, "fsdp": 1, "tensor": 1}))
     shapes = {name: placed[name].addressable_shards[0].data.shape for name in rows_of}
     assert shapes == {"even": (2, 3), "odd": (5, 3)}
 
@@ -448,7 +449,7 @@ def test_the_devices_split_the_batch(adapted):
 def test_the_next_command_names_a_folder_of_its_own(tmp_path):
     def words(stage, **changes):
         config = small_config(4, stage, **changes)
-        return _next_step(config, tmp_path / "mine").split()
+        return next_stage(config, tmp_path / "mine").split()
 
     align = words("align", inputs="vq")
     assert "configs/m4.py:embedded,stage=finetune,inputs=vq" in align

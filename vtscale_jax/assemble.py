@@ -17,7 +17,7 @@ from vtscale_jax.embedded.vocabulary import build_tokenizer
 from vtscale_jax.loader import Encoding, Source, Stream, encode
 from vtscale_jax.records import JSONLSource
 from vtscale_jax.tokens import QueryLayout, Tokenizer
-from vtscale_jax.types import Batch, Record
+from vtscale_jax.types import WHOLE, Batch, Record, Shards
 from vtscale_jax.vision import VisionConfig
 from vtscale_jax.weights import starting
 from vtscale_jax.weights.fetch import MODELS
@@ -141,6 +141,7 @@ class Parts:
         encoding: Encoding,
         num_queries: int,
         batch_size: int,
+        shards: Shards = WHOLE,
     ) -> BatchSpec:
         """Batch shapes fitted to the records `probe`."""
         data, layout = self.config.data, self.layout(num_queries)
@@ -150,18 +151,27 @@ class Parts:
             [encode(record, encoding, layout) for record in probe],
             batch_size=batch_size,
             tokens_per_crop=self.tokens_per_crop,
+            shard_count=shards.feeders,
+            devices=len(shards.own),
             headroom=data.headroom,
             most_crops=None if pages else 1 + data.max_local_views,
             longest_answer=encoding.max_answer_length,
         )
 
-    def training_shapes(self, probe: Sequence[Record], num_queries: int) -> BatchSpec:
+    def training_shapes(
+        self, probe: Sequence[Record], num_queries: int, shards: Shards = WHOLE
+    ) -> BatchSpec:
         """Shapes of training batches with M = `num_queries`, fitted to `probe`."""
         size = self.config.data.batch_size
-        return self.buckets(probe, self.encoding, num_queries, size)
+        return self.buckets(probe, self.encoding, num_queries, size, shards)
 
     def stream(
-        self, source: Source, spec: BatchSpec, num_queries: int, start_step: int
+        self,
+        source: Source,
+        spec: BatchSpec,
+        num_queries: int,
+        start_step: int,
+        shards: Shards = WHOLE,
     ) -> Stream:
         """Training batches from `start_step` on, with M = `num_queries`."""
         data, seed = self.config.data, self.config.seed
@@ -173,13 +183,20 @@ class Parts:
             seed=seed,
             subset=(seed, data.subset),
             start_step=start_step,
+            shards=shards,
             num_threads=data.num_threads,
         )
 
     def heldout_batches(
-        self, source: Source, spec: BatchSpec, num_queries: int, number: int
+        self,
+        source: Source,
+        spec: BatchSpec,
+        num_queries: int,
+        number: int,
+        shards: Shards = WHOLE,
     ) -> list[Batch]:
-        """The first records of `source` in `number` batches of the training shapes."""
+        """This process's part of `number` batches of the training shapes, of the first
+        records of `source`."""
         number = min(number, len(source) // spec.batch_size)
         if number == 0:
             raise ValueError(
@@ -187,15 +204,14 @@ class Parts:
                 f"batch of {spec.batch_size}: add records to data.heldout_path, or "
                 "lower data.batch_size"
             )
-        layout = self.layout(num_queries)
-        samples = [
-            encode(source[i], self.encoding, layout)
-            for i in range(number * spec.batch_size)
-        ]
-        size = spec.batch_size
-        return [
-            collate(samples[i : i + size], spec) for i in range(0, len(samples), size)
-        ]
+        layout, rows = self.layout(num_queries), shards.rows(spec.batch_size)
+        shapes = spec.largest() if shards.feeders > 1 else spec
+        batches = []
+        for first in range(0, number * spec.batch_size, spec.batch_size):
+            records = [source[first + row] for row in rows]
+            samples = [encode(record, self.encoding, layout) for record in records]
+            batches.append(collate(samples, shapes, rows=rows))
+        return batches
 
 
 def assemble(config: ConfigDict, vision: VisionConfig) -> Parts:

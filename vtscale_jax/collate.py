@@ -109,34 +109,68 @@ class BatchSpec:
 
 
 def collate(
-    samples: Sequence[Encoded], spec: BatchSpec, *, first_row: int = 0
+    samples: Sequence[Encoded], spec: BatchSpec, *, rows: Sequence[int] | None = None
 ) -> Batch:
     """Joins encoded samples into a batch, exactly as `types.Batch` says.
 
     Row b of the fusion input is `[T tokens of each crop IMG | fusion sequence | PAD]`,
     and all PAD for a sample without image. Padding ids are 0.
 
-    One of several hosts collates its own rows, the first of which is `first_row` of the
-    global batch: `crop_row` and `question_row` count in the global batch, and a crop
-    that only fills the bucket has `crop_row == spec.batch_size`. Put together along the
+    One of several hosts collates its own `rows` of the global batch (default: the
+    first): `crop_row` and `question_row` count in the global batch, and a crop that
+    only fills the bucket has `crop_row == spec.batch_size`. Put together along the
     first axis, the hosts' batches are one global batch.
 
     Raises ValueError, naming the sample and the field, when a sample is longer than
     the largest bucket, or has different numbers of fusion outputs and LLM slots (the
     reference compares only the totals of a batch, so one wrong row shifts the others).
     """
-    if not 0 < first_row + len(samples) <= spec.batch_size or not samples:
+    rows = range(len(samples)) if rows is None else rows
+    if not samples or len(rows) != len(samples) or max(rows) >= spec.batch_size:
         raise ValueError(
-            f"got {len(samples)} samples from row {first_row}, but data.batch_size is "
-            f"{spec.batch_size}: collate at most that many."
+            f"got {len(samples)} samples for the rows {list(rows)}, but data.batch_size "
+            f"is {spec.batch_size}: collate one sample for each row, all below it."
         )
     sizes = _chosen_sizes(samples, spec)
-    fusion = _fusion_input(samples, spec, sizes, first_row)
+    fusion = _fusion_input(samples, spec, sizes, rows)
     if samples[0].llm is not None:
         return Batch(fusion, llm=_llm_input(samples, sizes))
     if samples[0].answers is not None:
-        return Batch(fusion, answers=_answer_input(samples, sizes, first_row))
+        return Batch(fusion, answers=_answer_input(samples, sizes, rows))
     return Batch(fusion)
+
+
+def blank_batch(
+    spec: BatchSpec, stage: str, view_size: int, *, hosts: int = 1
+) -> Batch:
+    """A global batch of the largest shapes, of zeros that take no memory: for tracing
+    and compiling without data. `view_size` in pixels."""
+    sizes = {axis: getattr(spec, axis)[-1] for axis in STAGE_AXES[stage]}
+    sizes = {a: n * hosts if a in PACKED_AXES else n for a, n in sizes.items()}
+    B, C = spec.batch_size, sizes["crops"]
+
+    def zeros(*shape: int, dtype: type = np.int32) -> np.ndarray:
+        return np.broadcast_to(np.zeros((), dtype), shape)
+
+    fusion = FusionInput(
+        crops=zeros(C, view_size, view_size, 3, dtype=np.float32),
+        crop_row=zeros(C),
+        crop_rank=zeros(C),
+        ids=zeros(B, sizes["fusion_length"]),
+        kinds=zeros(B, sizes["fusion_length"]),
+        slots=zeros(B, sizes["query_slots"]),
+    )
+    if stage == "align":
+        R, L = sizes["answers"], sizes["answer_length"]
+        row = zeros(R)
+        mask = zeros(R, dtype=np.bool_)
+        answers = AnswerInput(zeros(R, L), zeros(R, L), row, row, row, mask)
+        return Batch(fusion, answers=answers)
+    S, A = sizes["llm_length"], sizes["loss_positions"]
+    loss = zeros(B, A)
+    mask = zeros(B, A, dtype=np.bool_)
+    llm = LLMInput(zeros(B, S), zeros(B, S), fusion.slots, loss, loss, mask)
+    return Batch(fusion, llm=llm)
 
 
 def fit_buckets(
@@ -246,15 +280,18 @@ def _chosen_sizes(samples: Sequence[Encoded], spec: BatchSpec) -> dict[str, int]
 
 
 def _fusion_input(
-    samples: Sequence[Encoded], spec: BatchSpec, sizes: dict[str, int], first_row: int
+    samples: Sequence[Encoded],
+    spec: BatchSpec,
+    sizes: dict[str, int],
+    rows: Sequence[int],
 ) -> FusionInput:
-    rows, C, F = len(samples), sizes["crops"], sizes["fusion_length"]
+    B, C, F = len(samples), sizes["crops"], sizes["fusion_length"]
     crops = np.zeros((C, *samples[0].crops.shape[1:]), np.float32)
     crop_row = np.full(C, spec.batch_size, np.int32)
     crop_rank = np.zeros(C, np.int32)
-    ids = np.zeros((rows, F), np.int32)
-    kinds = np.full((rows, F), int(Kind.PAD), np.int32)
-    slots = np.full((rows, sizes["query_slots"]), F, np.int32)
+    ids = np.zeros((B, F), np.int32)
+    kinds = np.full((B, F), int(Kind.PAD), np.int32)
+    slots = np.full((B, sizes["query_slots"]), F, np.int32)
     packed = 0
     for row, sample in enumerate(samples):
         num_crops = len(sample.crops)
@@ -262,7 +299,7 @@ def _fusion_input(
             continue
         here = slice(packed, packed + num_crops)
         crops[here] = sample.crops
-        crop_row[here] = first_row + row
+        crop_row[here] = rows[row]
         crop_rank[here] = np.arange(num_crops)
         packed += num_crops
         start = num_crops * spec.tokens_per_crop
@@ -301,7 +338,7 @@ def _llm_input(samples: Sequence[Encoded], sizes: dict[str, int]) -> LLMInput:
 
 
 def _answer_input(
-    samples: Sequence[Encoded], sizes: dict[str, int], first_row: int
+    samples: Sequence[Encoded], sizes: dict[str, int], rows: Sequence[int]
 ) -> AnswerInput:
     R, L = sizes["answers"], sizes["answer_length"]
     ids = np.zeros((R, L), np.int32)
@@ -320,7 +357,7 @@ def _answer_input(
             length = len(answer.ids)
             ids[r, :length], kinds[r, :length] = answer
             eos[r] = length - 1
-            question_row[r], question_slot[r] = first_row + row, slot
+            question_row[r], question_slot[r] = rows[row], slot
             mask[r] = True
             r += 1
     return AnswerInput(ids, kinds, eos, question_row, question_slot, mask)

@@ -14,7 +14,7 @@ from PIL import Image
 
 from vtscale_jax.assemble import Parts, blanked, family_questions, prompts_encoding
 from vtscale_jax.eval.families import Answerer, family_scores, sample_rows
-from vtscale_jax.parallel.mesh import split_batch
+from vtscale_jax.parallel.mesh import spread, to_host
 from vtscale_jax.run_folder import RunFolder
 from vtscale_jax.types import Record
 from vtscale_jax.vlm import ModelConfig
@@ -66,7 +66,8 @@ class Evaluator:
         said = answerer.answer(params, records, title="evaluation")
         blank = answerer.answer(params, blanked(records, config), title="blank pages")
         rows = sample_rows(records, said, blank)
-        _save_pages(records, rows, folder.path, number)
+        if folder.writes:
+            _save_pages(records, rows, folder.path, number)
         folder.write_lines("samples.jsonl", rows)
         folder.write(
             "evaluation.json",
@@ -92,7 +93,8 @@ class Evaluator:
                 parts.layout(num_queries),
                 parts.buckets(probe, encoding, num_queries, config.eval.batch_size),
                 config.eval.max_new_tokens,
-                lambda batch: split_batch(batch, self._mesh),
+                lambda batch: spread(batch, self._mesh),
+                to_host,
             )
         return self._answerers[num_queries]
 

@@ -8,7 +8,7 @@ runs N of them as one scanned, optionally rematerialised layer, or one after ano
 
 import dataclasses
 import functools
-from typing import Any
+from typing import Any, cast
 
 import flax.linen as nn
 import jax
@@ -76,6 +76,16 @@ class BlockConfig:
                 f"activation {self.activation!r} is unknown; "
                 f"one of {sorted(ACTIVATIONS)} was expected"
             )
+
+
+def lay(x: Float[Array, "*any"], *axes: str | None) -> Float[Array, "*any"]:
+    """Lays an activation's named axes over the mesh of a step; without one it does
+    nothing.
+
+    Names are "batch", "heads", "mlp" and "vocab"; what they are on a mesh is said once,
+    in `parallel/rules.py`. None is an axis that every device has whole.
+    """
+    return cast(Array, nn.with_logical_constraint(x, axes))
 
 
 def quick_gelu(x: Float[Array, "*any"]) -> Float[Array, "*any"]:
@@ -199,7 +209,8 @@ class SelfAttention(nn.Module):
             linear = Linear(
                 size, c.dtype, self.in_bias, self.in_init, c.int8, name=name
             )
-            return linear(tokens).reshape(B, S, heads, c.head_dim)
+            split = linear(tokens).reshape(B, S, heads, c.head_dim)
+            return lay(split, "batch", None, "heads", None)
 
         q = project("query", c.num_heads)
         k = project("key", c.num_kv_heads)
@@ -257,9 +268,9 @@ class EncoderBlock(nn.Module):
         y = LayerNorm(c.norm_eps, c.dtype, name="norm2")(x).reshape(-1, c.width)
         up_init = normal((2 * c.width) ** -0.5)
         y = Linear(c.mlp_width, c.dtype, True, up_init, name="up")(y)
-        y = ACTIVATIONS[c.activation](y)
+        y = lay(ACTIVATIONS[c.activation](y), "batch", "mlp")
         y = Linear(c.width, c.dtype, True, normal(depth_std), name="down")(y)
-        x = x + y.reshape(x.shape)
+        x = lay(x + y.reshape(x.shape), "batch", None, None)
         self.sow("intermediates", "hidden", x)
         return x, None
 
@@ -301,7 +312,8 @@ class DecoderBlock(nn.Module):
         y = ACTIVATIONS[c.activation](dense(c.mlp_width, "gate")(y)) * dense(
             c.mlp_width, "up"
         )(y)
-        x = x + dense(c.width, "down")(y).reshape(x.shape)
+        y = dense(c.width, "down")(lay(y, "batch", "mlp")).reshape(x.shape)
+        x = lay(x + y, "batch", None, None)
         self.sow("intermediates", "hidden", x)
         return x, cache
 

@@ -9,7 +9,7 @@ cannot be read stops the stream with its id; none is skipped.
 
 import math
 from dataclasses import dataclass
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import grain
 import numpy as np
@@ -24,8 +24,16 @@ from vtscale_jax.tokens import (
     fusion_sequence,
     llm_sequence,
 )
-from vtscale_jax.types import Batch, Record, TokenSequence
+from vtscale_jax.types import WHOLE, Batch, Record, Shards, TokenSequence
 from vtscale_jax.views import load_image, make_views, remap_boxes
+
+
+class Fed(NamedTuple):
+    """What a process feeds at a step: its part of the batch, and which records it
+    holds, by id, in the order of its rows."""
+
+    batch: Batch
+    ids: tuple[str, ...]
 
 
 class SampleError(ValueError):
@@ -183,9 +191,9 @@ class Stream:
     source's order. After `epochs` epochs (None: never) the stream ends, without the
     records that do not fill a batch.
 
-    Host `shard_index` of `shard_count` reads its `B / shard_count` consecutive rows of
-    each global batch. All hosts must agree on shapes without talking to each other, so
-    with several shards only the largest size of every bucket is used.
+    One of several hosts reads its own rows of each global batch, those of the parts
+    `shards.own`. All hosts must agree on shapes without talking to each other, so with
+    several of them only the largest size of every bucket is used.
 
     Curriculum over the number of queries: one stream for each phase, with the phase's
     `layout` and `start_step`; the order of samples does not notice.
@@ -205,23 +213,21 @@ class Stream:
         epochs: int | None = None,
         subset: tuple[int, float] | None = None,
         start_step: int = 0,
-        shard_index: int = 0,
-        shard_count: int = 1,
+        shards: Shards = WHOLE,
         num_threads: int = 2,
         prefetch: int = 4,
     ):
-        if spec.batch_size % shard_count or not 0 <= shard_index < shard_count:
+        if spec.batch_size % shards.total or max(shards.own) >= shards.total:
             raise ValueError(
-                f"shard_index {shard_index} of shard_count {shard_count} with "
-                f"data.batch_size {spec.batch_size}: expected an index below the "
-                "count, and a batch size that the count divides."
+                f"parts {shards.own} of {shards.total} with data.batch_size "
+                f"{spec.batch_size}: expected parts below the total, and a batch size "
+                "that the total divides."
             )
         self._source = source
         self._encoding = encoding
-        self._spec = spec.largest() if shard_count > 1 else spec
+        self._spec = spec.largest() if shards.feeders > 1 else spec
         self._layout = layout
-        self._rows = spec.batch_size // shard_count
-        self._first_row = shard_index * self._rows
+        self._rows = shards.rows(spec.batch_size)
         self._read = grain.ReadOptions(
             num_threads=num_threads, prefetch_buffer_size=prefetch if num_threads else 0
         )
@@ -246,23 +252,31 @@ class Stream:
         }
 
     def order(self, step: int) -> Int[np.ndarray, " B"]:
-        """Source indices of the global batch at `step`, over all shards."""
+        """Source indices of the global batch at `step`, over all hosts."""
         start = step * self._spec.batch_size
         rows = range(start, start + self._spec.batch_size)
         return np.array([self._order[row] for row in rows], np.int64)
 
-    def batch(self, step: int) -> Batch:
-        """This shard's part of the batch at `step`.
+    def fed(self, step: int) -> Fed:
+        """This process's part of the batch at `step`.
 
         Raises SampleError naming the record that cannot be encoded, and ValueError
         naming the one that does not fit the buckets.
         """
-        stop = self._first_row + self._rows
         samples = [
             encode(self._record(index), self._encoding, self._layout)
-            for index in self.order(step)[self._first_row : stop].tolist()
+            for index in self.order(step)[self._rows].tolist()
         ]
-        return collate(samples, self._spec, first_row=self._first_row)
+        batch = collate(samples, self._spec, rows=self._rows)
+        return Fed(batch, tuple(sample.id for sample in samples))
+
+    def batch(self, step: int) -> Batch:
+        """The batch of `fed`."""
+        return self.fed(step).batch
+
+    def sample_ids(self, step: int) -> list[str]:
+        """Ids of the records of the global batch at `step`, over all hosts."""
+        return [self._record(index).id for index in self.order(step).tolist()]
 
     def describe(self) -> str:
         """Records, steps and shapes, in a line for the log."""
@@ -273,9 +287,9 @@ class Stream:
     def __iter__(self) -> "StreamIterator":
         return StreamIterator(self, self.start_step)
 
-    def _batches(self, step: int) -> grain.DatasetIterator[Batch]:
+    def _batches(self, step: int) -> grain.DatasetIterator[Fed]:
         steps = grain.MapDataset.range(step, self.num_steps)
-        return iter(steps.map(self.batch).to_iter_dataset(self._read))
+        return iter(steps.map(self.fed).to_iter_dataset(self._read))
 
     def _record(self, index: int) -> Record:
         try:
@@ -308,10 +322,10 @@ class StreamIterator:
     def __iter__(self) -> "StreamIterator":
         return self
 
-    def __next__(self) -> Batch:
-        batch = next(self._batches)
+    def __next__(self) -> Fed:
+        fed = next(self._batches)
         self._step += 1
-        return batch
+        return fed
 
     def state(self) -> dict[str, Any]:
         """What `restore` needs: the next step, and what the order depends on."""

@@ -25,27 +25,14 @@ import numpy as np
 from tensorboardX import SummaryWriter
 from tqdm import tqdm
 
+from vtscale_jax.watch import check_loss
+
 # `TextIO` is what pyright takes sys.stderr for, `TextIOBase` what it really is.
 Stream = io.TextIOBase | TextIO
 
 
-class NonFiniteLoss(ValueError):
-    """The loss is NaN or infinite: every later step would be wasted."""
-
-
 class MalformedFile(ValueError):
     """A result file does not hold what it should; the message names file and line."""
-
-
-def check_loss(step: int, loss: float | int | np.number) -> None:
-    """Raises `NonFiniteLoss`, naming the step, unless the loss is a finite number."""
-    if not math.isfinite(loss):
-        raise NonFiniteLoss(
-            f"loss is {float(loss)} at step {step}, expected a finite number. Look at "
-            "grad_norm in metrics.jsonl just before it, and start anew in another "
-            "--workdir with a lower --config.optim.learning_rate or a longer "
-            "--config.optim.warmup."
-        )
 
 
 def wilson_interval(
@@ -362,7 +349,7 @@ class MetricsLog(contextlib.AbstractContextManager):
     ) -> None:
         """Writes one row. Values are python or numpy scalars.
 
-        Raises `NonFiniteLoss` for a `loss` that is not finite, and ValueError for a
+        Raises `TrainingStopped` for a `loss` that is not finite, and ValueError for a
         value that is no scalar or a step this split has already reached. Other values
         may be NaN or infinite; the file then holds null.
         """
@@ -385,6 +372,16 @@ class MetricsLog(contextlib.AbstractContextManager):
 
     def __exit__(self, *exception: object) -> None:
         self.close()
+
+
+class NoLog(contextlib.AbstractContextManager):
+    """In place of a `MetricsLog` on the hosts that write none."""
+
+    def write(self, step: int, *, split: str = "train", **scalars: object) -> None:
+        """Nothing."""
+
+    def __exit__(self, *exception: object) -> None:
+        pass
 
 
 def _number(name: str, value: object) -> int | float:

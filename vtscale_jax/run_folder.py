@@ -11,6 +11,7 @@ import fcntl
 import json
 import platform
 import subprocess
+import time
 from collections.abc import Iterator, Mapping
 from importlib import metadata
 from pathlib import Path
@@ -25,7 +26,7 @@ PACKAGES = (
 # and when, never the parameters.
 PRESENTATION = (
     *("name", "log", "eval", "checkpoint"),
-    *("data.num_threads", "data.headroom"),
+    *("data.num_threads", "data.headroom", "mesh", "hosts", "stop"),
 )
 LOCK = ".lock"
 
@@ -35,10 +36,14 @@ class RunFolderError(ValueError):
 
 
 class RunFolder:
-    """Reads and writes the JSON files of a run folder, each atomically."""
+    """Reads and writes the JSON files of a run folder, each atomically.
 
-    def __init__(self, path: str | Path):
+    Of several processes only the one with `writes` changes anything in it.
+    """
+
+    def __init__(self, path: str | Path, *, writes: bool = True):
         self.path = Path(path)
+        self.writes = writes
 
     @contextlib.contextmanager
     def claimed(self, config: Mapping[str, Any]) -> Iterator[None]:
@@ -48,6 +53,9 @@ class RunFolder:
         writes nothing then. Fields that only present the run take their new values.
         """
         self.check(config)
+        if not self.writes:
+            yield
+            return
         self.path.mkdir(parents=True, exist_ok=True)
         with (self.path / LOCK).open("a") as lock:  # given up however the process ends
             try:
@@ -87,6 +95,20 @@ class RunFolder:
                 "config to go on with that run; nothing was written over."
             )
 
+    def check_shared(self, patience_s: float = 30.0) -> None:
+        """RunFolderError when this process does not see what the one that writes has
+        written: each host would be in a folder of its own."""
+        file = self.path / "config.json"
+        end = time.monotonic() + patience_s  # network file systems show it late
+        while not file.exists():
+            if time.monotonic() > end:
+                raise RunFolderError(
+                    f"--workdir {self.path} is not the same folder on all hosts: "
+                    f"{platform.node()} does not see {file}, which the first host has "
+                    "written. Give a folder that all of them share."
+                )
+            time.sleep(0.2)
+
     def read(self, name: str) -> Any:
         """A JSON file of the folder; RunFolderError names it when it is malformed."""
         file = self.path / name
@@ -99,6 +121,8 @@ class RunFolder:
 
     def write(self, name: str, content: Any) -> None:
         """Writes a JSON file whole or not at all."""
+        if not self.writes:
+            return
         self.path.mkdir(parents=True, exist_ok=True)
         temporary = self.path / f".{name}.partial"
         text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
@@ -107,6 +131,8 @@ class RunFolder:
 
     def write_lines(self, name: str, rows: list[dict[str, Any]]) -> None:
         """Writes a JSONL file whole or not at all."""
+        if not self.writes:
+            return
         temporary = self.path / f".{name}.partial"
         lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in rows]
         temporary.write_text("".join(lines), encoding="utf-8")

@@ -5,6 +5,8 @@ backend, the step count from epochs), so that a config states each thing once.
 """
 
 import dataclasses
+import hashlib
+import json
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -118,6 +120,12 @@ def query_schedule(
             f"{steps[-1]}, or start the last phase earlier"
         )
     return tuple((first * optim.accumulation, m) for first, m in schedule)
+
+
+def fingerprint(config: ConfigDict) -> str:
+    """A short hash of all fields: equal configs have equal ones."""
+    text = json.dumps(config.to_dict(), sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def check(config: ConfigDict) -> None:

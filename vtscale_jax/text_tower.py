@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from vtscale_jax.attention import causal_mask
-from vtscale_jax.layers import BlockConfig, EncoderBlock, LayerNorm, stack_blocks
+from vtscale_jax.layers import BlockConfig, EncoderBlock, LayerNorm, lay, stack_blocks
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,6 +41,7 @@ class TextTower(nn.Module):
         table = self.param("embed", normal(0.02), (c.vocab_size, b.width))
         positions = self.param("pos_embed", normal(0.02), (c.max_length, b.width))
         x = (table[ids] + positions[: ids.shape[1]]).astype(b.dtype)
+        x = lay(x, "batch", None, None)
         self.sow("intermediates", "input", x)
         x, _ = stack_blocks(EncoderBlock, b, "blocks")(x, causal_mask(keep))
         x = LayerNorm(b.norm_eps, b.dtype, name="final_norm")(x)

@@ -5,19 +5,22 @@
     python -m vtscale_jax.train --config configs/m256.py:stage=finetune   # stage 2
     python -m vtscale_jax.train --config configs/m16.py --workdir DIR \\
         --config.data.batch_size=8 --config.optim.epochs=0.5
+    python -m vtscale_jax.train --config configs/m256.py:paper --dry_run  # does it fit?
 
-The same command continues a run that was interrupted. Results are files in the run
-folder (default `runs/<config.name>`); the last lines say where.
+The same command continues a run that was interrupted, on whatever devices there are
+then, and is the same on every host of several (`launch/` starts them). SIGTERM saves
+and ends it. Results are files in the run folder (default `runs/<config.name>`); the
+last lines say where.
 """
 
+import contextlib
 import dataclasses
+import errno
 import shlex
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import nullcontext
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import numpy as np
@@ -26,22 +29,34 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict, config_flags
 
 from vtscale_jax import paths, settings
-from vtscale_jax.assemble import Parts, assemble, open_source, probed
+from vtscale_jax.assemble import assemble, open_source
 from vtscale_jax.evaluate import Evaluator
-from vtscale_jax.loader import Source, Stream, StreamIterator, kept_records
-from vtscale_jax.metrics import MetricsLog, Throughput, check_loss
-from vtscale_jax.optim import learning_rate, make_optimizer
+from vtscale_jax.loader import kept_records
+from vtscale_jax.metrics import MetricsLog, NoLog, Throughput
+from vtscale_jax.next_commands import ask_it, next_stage
+from vtscale_jax.optim import learning_rate
+from vtscale_jax.parallel.cluster import Cluster
 from vtscale_jax.parallel.host import keep_freed_memory, peak_memory_bytes
-from vtscale_jax.parallel.mesh import make_mesh, replicate, replicated, split_batch
+from vtscale_jax.parallel.mesh import (
+    check_batch,
+    feed,
+    make_mesh,
+    own_shards,
+    place,
+    to_host,
+)
+from vtscale_jax.parallel.processes import Processes, start
+from vtscale_jax.parallel.stopping import StopRequests
+from vtscale_jax.phases import Feeding, Step, make_phases, total_hash
+from vtscale_jax.program import Program, shardings
 from vtscale_jax.report.page import write_report
 from vtscale_jax.run_folder import RunFolder, code_version, versions
 from vtscale_jax.stages import get_stage
-from vtscale_jax.step import TrainState, initial_state, make_steps
-from vtscale_jax.types import Batch
+from vtscale_jax.step import TrainState
+from vtscale_jax.types import Batch, Shards
+from vtscale_jax.watch import LossWatch, TrainingStopped, check_loss
 from vtscale_jax.weights import checkpoints, starting
 from vtscale_jax.weights.sizes import fill_sizes
-
-HELDOUT_BATCHES = 4
 
 _CONFIG = config_flags.DEFINE_config_file(
     "config", None, "Config file and presets, e.g. configs/m256.py:stage=align"
@@ -50,23 +65,44 @@ _WORKDIR = flags.DEFINE_string("workdir", None, "Run folder; default runs/<name>
 _TRACEBACK = flags.DEFINE_bool("traceback", False, "Show the traceback of an error")
 
 
-def train(config: ConfigDict, workdir: Path) -> Path:
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # what a full disk answers
+ALONE = Cluster("single", None, 1, 0)
+
+
+class Interrupted(Exception):
+    """A signal ended the run after `step`, which is saved."""
+
+    def __init__(self, step: int):
+        super().__init__(step)
+        self.step = step
+
+
+def train(
+    config: ConfigDict,
+    workdir: Path,
+    processes: Processes | None = None,
+    stops: StopRequests | None = None,
+) -> Path:
     """Trains the config's stage in `workdir` and returns the report's path.
 
     Continues when the folder holds an interrupted run of the same config; returns at
-    once when that run is finished.
+    once when that run is finished. Every one of several `processes` calls it. Raises
+    Interrupted when `stops` asked for it, once the state is saved.
     """
-    # Sizes of pretrained models, which know them.
+    processes = processes or start(about={}, cluster=ALONE)
+    say = print if processes.is_first else lambda *_: None
     started = time.monotonic()
+
+    # Sizes of pretrained models, which know them.
     config = config.copy_and_resolve_references()
     for line in fill_sizes(config):
-        print(f"from the weights: {line}")
+        say(f"from the weights: {line}")
 
     # Folder: ours, or an error that leaves it as it was.
-    folder = RunFolder(workdir)
+    folder = RunFolder(workdir, writes=processes.is_first)
     folder.check(config.to_dict())
     if folder.finished():
-        print(f"This run is finished. Report: {workdir / 'report.html'}")
+        say(f"This run is finished. Report: {workdir / 'report.html'}")
         return workdir / "report.html"
 
     # Config: everything derived from it, before anything is written.
@@ -80,7 +116,24 @@ def train(config: ConfigDict, workdir: Path) -> Path:
     optim = settings.optim_config(config, used)
     schedule = settings.query_schedule(config, optim)
     total_steps = optim.steps * optim.accumulation
-    mesh = make_mesh(config.data.batch_size)
+    watch = LossWatch(spike=config.stop.spike, window=config.stop.window)
+
+    # Mesh: where everything will lie.
+    mesh = make_mesh(config.mesh)
+    check_batch(mesh, config.data.batch_size, "data.batch_size")
+    shards = own_shards(mesh)
+    program = Program.of(
+        stage,
+        model_config,
+        optim,
+        mesh,
+        frozen_dtype=dtypes.llm_params,
+        frozen_layout=config.mesh.frozen,
+    )
+
+    # Data: the shapes of every phase, and that its records can be encoded.
+    phases = make_phases(parts, source, heldout, schedule, total_steps, shards)
+    feeding = Feeding(phases, shards, say)
 
     # Weights: each group from the source its stage names.
     params, provenance = starting.starting_params(
@@ -89,204 +142,228 @@ def train(config: ConfigDict, workdir: Path) -> Path:
         config.weights.to_dict(),
         config.seed,
         llm_dtype=dtypes.llm_params,
-        llm_sharding=replicated(mesh),
+        llm_shardings=shardings(program.frozen).get("llm"),
     )
     trainable, frozen = paths.partition(params, stage.trains)
-    frozen = jax.tree.map(lambda leaf: leaf.astype(dtypes.llm_params), frozen)
-    optimizer = make_optimizer(optim, trainable)
-    frozen = replicate(frozen, mesh)
-    state = replicate(initial_state(trainable, optimizer), mesh)
-
-    # Data: the shapes of every phase, and that its records can be encoded.
-    phases = _phases(parts, source, heldout, schedule, total_steps)
-
+    del params
     inputs = {
         "weights": {name: found.sha256 for name, found in provenance.items()},
         "data": {"train": source.fingerprint, "heldout": heldout.fingerprint},
         "dtypes": dataclasses.asdict(dtypes),
     }
     folder.check_inputs(inputs)
+    processes.agree("starting weights, data and dtypes", str(inputs))
+    frozen = jax.tree.map(
+        lambda leaf, to: leaf if leaf.dtype == to.dtype else leaf.astype(to.dtype),
+        frozen,
+        program.frozen,
+    )
+    frozen = place(frozen, shardings(program.frozen))
+    counts = {"trainable": _count(trainable), "frozen": _count(frozen)}
     manifest = {
         "command": shlex.join(["python", *sys.orig_argv[1:]]),
         "code": code_version(),
         "versions": versions(),
-        "device": _device(),
+        "device": _device(mesh, processes),
         "inputs": inputs,
         "weights": {name: found._asdict() for name, found in provenance.items()},
-        "parameters": {"trainable": _count(trainable), "frozen": _count(frozen)},
+        "parameters": counts,
         "finished": False,
     }
 
-    # Compile: both steps, once for each of the few batch shapes.
-    train_step, eval_step = make_steps(stage, model_config, optimizer)
-    train_step = jax.jit(train_step, donate_argnums=0)
-    eval_step = jax.jit(eval_step)
-    rate = learning_rate(optim)
-
-    with (
-        folder.claimed(config.to_dict()),
-        checkpoints.Checkpoints(
-            workdir / "checkpoints", keep=config.checkpoint.keep
-        ) as saved,
-    ):
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(folder.claimed(config.to_dict()))
+        processes.barrier("the run folder")
+        folder.check_shared()
+        saved = stack.enter_context(
+            checkpoints.Checkpoints(
+                workdir / "checkpoints", keep=config.checkpoint.keep
+            )
+        )
         folder.write("manifest.json", manifest)
-        print(
+        say(
             f"{config.name}: stage {stage.name}, M = {config.num_queries}, "
-            f"{_count(trainable):,} trainable and {_count(frozen):,} frozen "
+            f"{counts['trainable']:,} trainable and {counts['frozen']:,} frozen "
             f"parameters, {total_steps:,} steps in {workdir}"
         )
-        restored = saved.restore_latest(state)
-        elapsed, start = 0.0, 0
-        if restored is not None:
-            state, start = restored.state, restored.step
+        restored = saved.restore_latest(program.state)
+        elapsed, begun, place_in_data = 0.0, 0, None
+        if restored is None:
+            state = program.start(trainable)
+        else:
+            state, begun = restored.state, restored.step
             elapsed = restored.data["elapsed_s"]
-            saved.discard_after(start)
-            print(f"Continuing from step {start:,} of {total_steps:,}.")
+            place_in_data = restored.data["stream"]
+            manifest["samples_fed"] = restored.data["fed"]
+            # What was fed before counts once: for those that feed the first part.
+            if shards.own[0] == own_shards(mesh, 0).own[0]:
+                feeding.fed = int(restored.data["fed"], 16)
+            if processes.is_first:
+                saved.discard_after(begun)
+            say(f"Continuing from step {begun:,} of {total_steps:,}.")
+        del trainable
         evaluator = Evaluator(config, parts, model_config, mesh)
-        with MetricsLog(
-            workdir,
-            total_steps=total_steps,
-            restored_step=None if restored is None else start,
-        ) as log:
-            # Loop. Metrics are fetched one step late: the device never waits for them.
-            pending = None
-            clock, timed, compiled = Throughput(), 0, set()
-            batches = _batches(phases, restored)
-            for step, phase, batch, place in batches:
-                shapes = tuple(leaf.shape for leaf in jax.tree.leaves(batch))
-                first = shapes not in compiled
-                # A step that compiles runs alone, and counts for no speed.
-                if first:
+        restored_step = None if restored is None else begun
+        log = stack.enter_context(
+            MetricsLog(workdir, total_steps=total_steps, restored_step=restored_step)
+            if processes.is_first
+            else NoLog()
+        )
+        rate = learning_rate(optim)
+        clock, compiled = Throughput(), {}
+        pending: list[tuple[Step, dict]] = []
+        timed = 0
+
+        def due(step: Step) -> bool:
+            return step.number % config.log.every == 0 or step.number == total_steps
+
+        def flush() -> None:
+            """Looks at the steps that are done, and logs the last if it is due."""
+            nonlocal timed
+            rows = jax.device_get([metrics for _, metrics in pending])
+            for (step, _), row in zip(pending, rows, strict=True):
+                watch.see(step.number, float(row["loss"]), float(row["grad_norm"]))
+            if pending and due(pending[-1][0]):
+                step, row = pending[-1][0], rows[-1]
+                row["learning_rate"] = rate((step.number - 1) // optim.accumulation)
+                row["num_queries"] = step.phase.num_queries
+                row["samples_per_s"] = clock.update(timed)
+                timed = 0
+                log.write(step.number, **row)
+            pending.clear()
+
+        def save(step: Step, heldout_loss: float) -> None:
+            """A checkpoint after `step`, by all processes together."""
+            halves = [shards.own[0], feeding.fed >> 32, feeding.fed & 0xFFFFFFFF]
+            fed = total_hash(processes.gather(np.array(halves, np.uint32)))
+            seconds = elapsed + time.monotonic() - started
+            data = {"stream": step.place, "elapsed_s": seconds, "fed": f"{fed:016x}"}
+            processes.barrier(f"the checkpoint of step {step.number}")
+            saved.save(state, data, heldout_loss=heldout_loss)
+            manifest["samples_fed"] = data["fed"]
+
+        # Loop. Metrics are fetched one step late: the device never waits for them.
+        try:
+            for step in feeding.steps(begun, place_in_data):
+                number = step.number
+                processes.reached(f"step {number}")
+                shapes = tuple(leaf.shape for leaf in jax.tree.leaves(step.batch))
+                batch = feed(step.batch, mesh, shards)
+                if shapes not in compiled:
                     jax.block_until_ready(state)
-                with clock.paused() if first else nullcontext():
-                    state, metrics = train_step(state, frozen, split_batch(batch, mesh))
-                    if first:
-                        jax.block_until_ready(metrics)
-                timed += 0 if first else config.data.batch_size
-                compiled.add(shapes)
-                if pending is not None:
-                    _log_step(log, *pending, clock)
-                    pending = None
-                if step % config.log.every == 0 or step == total_steps:
-                    update = (step - 1) // optim.accumulation
-                    metrics["learning_rate"] = rate(update)
-                    metrics["num_queries"] = np.asarray(phase.num_queries)
-                    pending, timed = (step, metrics, timed), 0
-                last = step == total_steps
-                evaluate_now = step % config.eval.every == 0 or last
-                save_now = step % config.checkpoint.every == 0 or last
+                    with clock.paused():
+                        compiled[shapes] = program.compile(batch)
+                state, metrics = compiled[shapes](state, frozen, batch)
+                if pending and due(pending[-1][0]):
+                    flush()
+                pending.append((step, metrics))
+                timed += config.data.batch_size
+                last = number == total_steps
+                stop = stops is not None and stops.requested(number)
+                evaluate_now = number % config.eval.every == 0 or last
+                save_now = number % config.checkpoint.every == 0 or last or stop
                 if not (evaluate_now or save_now):
                     continue
-                if pending is not None:
-                    _log_step(log, *pending, clock)
-                    pending = None
+                flush()
                 with clock.paused():
                     scores = _heldout_scores(
-                        eval_step, state, frozen, phase.heldout, mesh
+                        program, state, frozen, step.phase.heldout, shards
                     )
                     # Of the parameters that would be saved, not of those before them.
-                    check_loss(step, scores["loss"])
+                    check_loss(number, scores["loss"])
                     if evaluate_now and not last:
                         scores |= evaluator.quick(
-                            paths.merge(state.params, frozen), phase.num_queries
+                            paths.merge(state.params, frozen), step.phase.num_queries
                         )
-                    log.write(step, split="heldout", **scores)
+                    if not stop:
+                        log.write(number, split="heldout", **scores)
                     if save_now:
-                        seconds = elapsed + time.monotonic() - started
-                        saved.save(
-                            state,
-                            {"stream": place, "elapsed_s": seconds},
-                            heldout_loss=scores["loss"],
-                        )
+                        save(step, scores["loss"])
+                if stop:
+                    saved.wait()
+                    raise Interrupted(number)
+        except TrainingStopped as stop:
+            raise _explained(stop, folder, feeding, pending, saved) from stop
         saved.wait()
 
         # Results: weights, scores, samples, report.
-        paths.save(jax.device_get(state.params), workdir / starting.RUN_WEIGHTS)
+        trained = to_host(state.params)
+        if processes.is_first:
+            paths.save(trained, workdir / starting.RUN_WEIGHTS)
         evaluator.final(paths.merge(state.params, frozen), total_steps, folder)
         manifest |= {
             "duration_s": elapsed + time.monotonic() - started,
             "peak_memory_bytes": peak_memory_bytes(),
-            "params_sha256": paths.content_hash(jax.device_get(state.params)),
+            "params_sha256": paths.content_hash(trained),
         }
         # The report shows the manifest; a run is finished once both stand.
         folder.write("manifest.json", manifest)
-        report = write_report(workdir)
+        report = workdir / "report.html"
+        if processes.is_first:
+            write_report(workdir)
         folder.write("manifest.json", manifest | {"finished": True})
+        processes.barrier("the end")
         return report
 
 
-class _Phase(NamedTuple):
-    """Batches up to step `end` with M = `num_queries`, and held-out ones like them."""
-
-    num_queries: int
-    end: int
-    stream: Stream
-    heldout: list[Batch]
-
-
-def _phases(
-    parts: Parts,
-    train: Source,
-    heldout: Source,
-    schedule: tuple[tuple[int, int], ...],
-    total_steps: int,
-) -> list[_Phase]:
-    """The phases of the curriculum; what is wrong with the data shows here."""
-    ends = [first for first, _ in schedule[1:]] + [total_steps]
-    phases, probe = [], [*probed(train), *probed(heldout)]
-    for (first, num_queries), end in zip(schedule, ends, strict=True):
-        spec = parts.training_shapes(probe, num_queries)
-        stream = parts.stream(train, spec, num_queries, first)
-        batches = parts.heldout_batches(heldout, spec, num_queries, HELDOUT_BATCHES)
-        phases.append(_Phase(num_queries, end, stream, batches))
-    return phases
-
-
-def _batches(
-    phases: list[_Phase], restored: checkpoints.Restored | None
-) -> Iterator[tuple[int, _Phase, Batch, dict[str, Any]]]:
-    """(step after this batch, its phase, batch, the data's place after it)."""
-    for phase in phases:
-        if restored is not None and restored.step >= phase.end:
-            continue
-        batches: StreamIterator = iter(phase.stream)
-        if restored is not None:
-            batches.restore(restored.data["stream"])
-            restored = None
-        print(
-            f"M = {phase.num_queries} until step {phase.end:,}: "
-            f"{phase.stream.describe()}"
-        )
-        while batches.step < phase.end:
-            batch = next(batches)
-            yield batches.step, phase, batch, batches.state()
-        batches.close()
-
-
 def _heldout_scores(
-    eval_step, state: TrainState, frozen: dict, batches: list[Batch], mesh: Mesh
+    program: Program,
+    state: TrainState,
+    frozen: dict,
+    batches: list[Batch],
+    shards: Shards,
 ) -> dict[str, float]:
     """Mean loss (and what goes with it) over the held-out batches."""
-    rows = [eval_step(state.params, frozen, split_batch(b, mesh)) for b in batches]
+    placed = (feed(batch, program.mesh, shards) for batch in batches)
+    rows = [program.eval_step(state.params, frozen, batch) for batch in placed]
     rows = jax.device_get(rows)
     return {name: float(np.mean([row[name] for row in rows])) for name in rows[0]}
 
 
-def _log_step(
-    log: MetricsLog, step: int, metrics: dict, samples: int, clock: Throughput
-) -> None:
-    metrics = {name: np.asarray(v) for name, v in jax.device_get(metrics).items()}
-    speed = clock.update(samples)
-    if samples:
-        metrics["samples_per_s"] = np.asarray(speed)
-    log.write(step, **metrics)
+def _explained(
+    stop: TrainingStopped,
+    folder: RunFolder,
+    feeding: Feeding,
+    pending: list[tuple[Step, dict]],
+    saved: checkpoints.Checkpoints,
+) -> TrainingStopped:
+    """The error with what it takes to find the cause, which is written to a file."""
+    ids = feeding.sample_ids(stop.step)
+    rows = jax.device_get([(step.number, metrics) for step, metrics in pending])
+    recent = [
+        {"step": int(number)} | {name: str(value) for name, value in row.items()}
+        for number, row in rows
+    ]
+    found = {"step": stop.step, "reason": stop.reason, "sample_ids": ids}
+    folder.write("stopped.json", found | {"recent": recent})
+    steps = saved.steps()
+    whole = f"the one of step {steps[0]} is whole" if steps else "there is none yet"
+    return TrainingStopped(
+        f"{stop}. The ids of that batch's {len(ids)} samples are in "
+        f"{folder.path / 'stopped.json'}: look at them, and at grad_norm in "
+        f"metrics.jsonl. The same command goes on from the last checkpoint ({whole}) "
+        "and meets the same batch; if the data are right, start anew in another "
+        "--workdir with a lower --config.optim.learning_rate or a longer "
+        "--config.optim.warmup, or let spikes pass with --config.stop.spike=0.",
+        stop.step,
+        stop.reason,
+    )
 
 
-def _device() -> dict[str, Any]:
+def _full(error: OSError, workdir: Path) -> str:
+    return (
+        f"the disk of {workdir} is full ({error}). The last checkpoint there is whole: "
+        "make room, and give the same command again to go on from it"
+    )
+
+
+def _device(mesh: Mesh, processes: Processes) -> dict[str, Any]:
     return {
         "kind": jax.devices()[0].device_kind,
         "platform": jax.default_backend(),
         "count": jax.device_count(),
+        "mesh": dict(mesh.shape),
+        "processes": processes.count,
     }
 
 
@@ -307,51 +384,53 @@ def main(argv: list[str]) -> None:
     if len(argv) > 1:
         raise app.UsageError(f"unexpected arguments {argv[1:]}; see --help")
     logging.set_verbosity(logging.WARNING)  # orbax reports every file it writes
-    if jax.default_backend() == "cpu":
-        keep_freed_memory()
     config = _CONFIG.value
     workdir = Path(_WORKDIR.value or f"runs/{config.name}")
+    about = {
+        "config": settings.fingerprint(config),
+        "workdir": str(workdir),
+        **{name: str(value) for name, value in (code_version() | versions()).items()},
+    }
     try:
-        report = train(config, workdir)
-    except ValueError as error:
+        with (
+            StopRequests() as stops,
+            start(
+                about=about,
+                timeout_s=config.hosts.wait_s,
+                peer_timeout_s=config.hosts.timeout_s,
+            ) as processes,
+        ):
+            stops.attach(processes)
+            if jax.default_backend() == "cpu":
+                keep_freed_memory()
+            _run(config, workdir, processes, stops)
+    except (ValueError, OSError) as error:
         if _TRACEBACK.value:
             raise
-        sys.exit(f"error: {error}\n(--traceback shows where)")
+        if isinstance(error, OSError) and error.errno not in FULL:
+            raise
+        message = str(error) if isinstance(error, ValueError) else _full(error, workdir)
+        sys.exit(f"error: {message}\n(--traceback shows where)")
+
+
+def _run(
+    config: ConfigDict, workdir: Path, processes: Processes, stops: StopRequests
+) -> None:
+    """Trains, and says where the results are and what to run next."""
+    try:
+        report = train(config, workdir, processes, stops)
+    except Interrupted as stop:
+        if processes.is_first:
+            print(
+                f"Stopped after step {stop.step:,}, which is saved in "
+                f"{workdir / 'checkpoints'}. The same command continues."
+            )
+        return
+    if not processes.is_first:
+        return
     print(f"\nReport:  {report}\nWeights: {workdir / starting.RUN_WEIGHTS}")
-    for line in _ask_it(config, workdir):
+    for line in [*ask_it(config, workdir), next_stage(config, workdir)]:
         print(line)
-    print(_next_step(config, workdir))
-
-
-def _ask_it(config: ConfigDict, workdir: Path) -> list[str]:
-    """The command that asks the model about one of its sample pages."""
-    pages = sorted((workdir / "samples").glob("*.png"))
-    if config.stage == "align" or not pages:
-        return []
-    command = f"python -m vtscale_jax.ask --run {workdir} --image {pages[0]}"
-    return [f"Ask:     {command}"]
-
-
-def _next_step(config: ConfigDict, workdir: Path) -> str:
-    """The command that most would run next, in a run folder of its own."""
-
-    def command(num_queries: int, stage: str, init_from: str, name: str = "") -> str:
-        words = [config.preset]
-        words += [f"stage={stage}"] if stage != "adapt" else []
-        words += [f"inputs={config.inputs}"] if config.inputs != "vqq" else []
-        file = f"configs/m{num_queries}.py:{','.join(words)}"
-        line = f"Next:    python -m vtscale_jax.train --config {file}"
-        if init_from != "embedded":
-            line += f" --config.weights.init_from={init_from}"
-        return line + (f" --config.name={name}" if name else "")
-
-    if config.stage == "align":
-        return command(config.num_queries, "finetune", str(workdir))
-    if config.stage == "finetune":
-        return command(16, "adapt", str(workdir), f"m16-of-{workdir.name}")
-    other = 16 if config.num_queries != 16 else 64
-    own = config.name.replace(f"m{config.num_queries}-", f"m{other}-", 1)
-    return command(other, "adapt", config.weights.init_from, own)
 
 
 if __name__ == "__main__":

@@ -123,6 +123,33 @@ class AnswerInput(NamedTuple):
     mask: Bool[Any, " R"]
 
 
+class Shards(NamedTuple):
+    """Which parts of every batch a process feeds: the batch is cut into `total` equal
+    parts along its rows, and `own` are this process's, in rising order."""
+
+    own: tuple[int, ...] = (0,)
+    total: int = 1
+
+    def rows(self, batch_size: int) -> list[int]:
+        """Rows of a batch of `batch_size` that lie in the own parts.
+
+        >>> Shards((0, 2), 4).rows(8)
+        [0, 1, 4, 5]
+        """
+        size = batch_size // self.total
+        return [
+            row for part in self.own for row in range(part * size, part * size + size)
+        ]
+
+    @property
+    def feeders(self) -> int:
+        """How many processes feed different parts."""
+        return self.total // len(self.own)
+
+
+WHOLE = Shards()  # one process feeds all
+
+
 class Batch(NamedTuple):
     """One batch of static shapes. Which parts are there depends on the stage only:
     `answers` in align, `llm` in finetune and adapt."""

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from vtscale_jax.layers import BlockConfig, EncoderBlock, LayerNorm, stack_blocks
+from vtscale_jax.layers import BlockConfig, EncoderBlock, LayerNorm, lay, stack_blocks
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,6 +92,7 @@ class VisionTower(nn.Module):
         )
         x = jnp.concatenate([class_rows, patches], axis=1) + positions.astype(b.dtype)
         x = LayerNorm(b.norm_eps, b.dtype, name="pre_norm")(x)
+        x = lay(x, "batch", None, None)
         self.sow("intermediates", "input", x)
         x, _ = stack_blocks(EncoderBlock, b, "blocks")(x, None)
         # A norm of its own over all tokens, in place of CLIP's post_layernorm, which

@@ -20,7 +20,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from vtscale_jax.fusion import FusionConfig, FusionDecoder
-from vtscale_jax.layers import Caches, places
+from vtscale_jax.layers import Caches, lay, places
 from vtscale_jax.llm import LLM, LLMConfig, splice
 from vtscale_jax.text_tower import TextConfig, TextTower
 from vtscale_jax.types import Batch, FusionInput, Kind, LLMInput
@@ -58,7 +58,8 @@ def fuse(
         inputs.crop_row,
         inputs.crop_rank,
     )
-    return fusion(rows, (inputs.kinds & Kind.PAD) == 0)[0]
+    keep = (inputs.kinds & Kind.PAD) == 0
+    return fusion(lay(rows, "batch", None, None), keep)[0]
 
 
 def take_slots(
@@ -100,14 +101,15 @@ class VLM(nn.Module):
         hidden = jnp.take_along_axis(
             hidden, batch.llm.loss_positions[:, :, None], axis=1
         )
-        return self.llm.logits(hidden)
+        return lay(self.llm.logits(hidden), "batch", None, "vocab")
 
     def embed_prompt(
         self, fusion_input: FusionInput, llm_input: LLMInput
     ) -> Float[Array, "B S E"]:
         """LLM input embeddings with fused vision tokens in the places of the blocks."""
         vectors = self.query_vectors(fusion_input)
-        return splice(self.llm.embed(llm_input.ids), vectors, llm_input.slots)
+        x = splice(self.llm.embed(llm_input.ids), vectors, llm_input.slots)
+        return lay(x, "batch", None, None)
 
     def query_vectors(self, inputs: FusionInput) -> Float[Array, "B K E"]:
         """What the LLM sees of the images: fusion outputs at the query slots,

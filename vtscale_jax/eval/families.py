@@ -22,7 +22,10 @@ from vtscale_jax.vlm import ModelConfig
 
 
 class Answerer(NamedTuple):
-    """What it takes to answer: the model, how prompts are encoded, and their shapes."""
+    """What it takes to answer: the model, how prompts are encoded, and their shapes.
+
+    `place` brings a batch to the devices, `fetch` a result from them.
+    """
 
     model: ModelConfig
     tokenizer: PreTrainedTokenizerBase
@@ -31,6 +34,7 @@ class Answerer(NamedTuple):
     spec: BatchSpec
     max_new_tokens: int
     place: Callable[[Any], Any]
+    fetch: Callable[[Any], Any] = jax.device_get
 
     def answer(
         self, params: dict, records: Sequence[Record], *, title: str
@@ -68,7 +72,7 @@ class Answerer(NamedTuple):
                 max_new_tokens=self.max_new_tokens,
                 eos_id=self.tokenizer.eos_token_id,
             )
-            made += answers(jax.device_get(tokens), self.tokenizer)[: len(chunk)]
+            made += answers(self.fetch(tokens), self.tokenizer)[: len(chunk)]
         return made
 
 

@@ -1,24 +1,108 @@
-"""Where arrays live: batches are split over all devices, the rest is copied."""
+"""The mesh of a run, and how batches and trees come onto it and back.
 
+Three axes, whose sizes multiply to the number of devices:
+
+    data    copies of the parameters, each with its share of the batch
+    fsdp    the batch is shared out as over `data`, and so are parameters, gradients
+            and optimizer state, which are put together where a layer needs them
+    tensor  heads, MLP channels and vocabulary are shared out; the batch is not
+
+`rules` says which parameter lies how.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.experimental import multihost_utils
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jaxtyping import Int
+
+from vtscale_jax.types import Shards
+
+AXES = ("data", "fsdp", "tensor")
+BATCH_AXES = ("data", "fsdp")
 
 
-def make_mesh(batch_size: int) -> Mesh:
-    """A mesh with the one axis `data` over all devices.
+class MeshError(ValueError):
+    """A mesh that the devices, the model or the batch cannot be laid out on."""
 
-    ValueError when the batch cannot be split evenly over them.
+
+def make_mesh(sizes: Mapping[str, int], devices: Sequence[Any] | None = None) -> Mesh:
+    """The mesh of `config.mesh`: a size for each of `AXES`, one of which may be −1 and
+    then takes what the others leave. `devices` (default: all there are) may also be
+    those of an absent machine.
+
+    MeshError when the sizes do not multiply to the number of devices.
     """
-    devices = jax.devices()
-    if batch_size % len(devices):
-        raise ValueError(
-            f"data.batch_size is {batch_size}, expected a multiple of the "
-            f"{len(devices)} devices: change it, or show fewer devices"
+    devices = jax.devices() if devices is None else devices
+    shape = [sizes[axis] for axis in AXES]
+    asked = ", ".join(f"mesh.{axis} {size}" for axis, size in zip(AXES, shape))
+    if shape.count(-1) > 1 or any(size < 1 and size != -1 for size in shape):
+        raise MeshError(
+            f"{asked}: expected positive sizes, of which one may be -1 (whatever the "
+            "others leave)"
         )
-    return Mesh(np.array(devices), ("data",))
+    known = math.prod(size for size in shape if size != -1)
+    if -1 in shape:
+        shape[shape.index(-1)] = max(1, len(devices) // known)
+    if math.prod(shape) != len(devices):
+        raise MeshError(
+            f"{asked} on {len(devices)} devices: the sizes must multiply to the number "
+            "of devices; set one of them to -1, or show other devices "
+            "(--config.mesh.data=...)"
+        )
+    return jax.make_mesh(
+        tuple(shape), AXES, axis_types=(AxisType.Auto,) * 3, devices=devices
+    )
+
+
+def num_shards(mesh: Mesh) -> int:
+    """How many parts a batch is cut into."""
+    return math.prod(mesh.shape[axis] for axis in BATCH_AXES)
+
+
+def check_batch(mesh: Mesh, batch_size: int, field: str) -> None:
+    """MeshError, naming `field`, when the batch cannot be shared out evenly."""
+    shards = num_shards(mesh)
+    if batch_size % shards:
+        sizes = " × ".join(f"mesh.{axis} {mesh.shape[axis]}" for axis in BATCH_AXES)
+        near = shards * math.ceil(batch_size / shards)
+        raise MeshError(
+            f"{field} is {batch_size}, expected a multiple of {shards} ({sizes}): set "
+            f"--config.{field}={near}, or a larger mesh.tensor"
+        )
+
+
+def own_shards(mesh: Mesh, process: int | None = None) -> Shards:
+    """The parts of a batch that lie on the devices of a process (default: this one),
+    which it must feed."""
+    owners = np.vectorize(lambda device: device.process_index)(mesh.devices)
+    process = jax.process_index() if process is None else process
+    return shards_of(owners.reshape(num_shards(mesh), -1), process)
+
+
+def shards_of(owners: Int[np.ndarray, "parts devices"], process: int) -> Shards:
+    """The parts of a batch that lie with `process`; `owners[p]` are the processes whose
+    devices hold part p.
+
+    On a pod a process's parts need not be neighbours. Processes may share parts (a
+    tensor axis wider than a host); then they share all of theirs, or MeshError.
+    """
+    owned: dict[int, tuple[int, ...]] = {}
+    for index in np.unique(owners).tolist():
+        found = np.flatnonzero((owners == index).any(axis=1))
+        owned[index] = tuple(found.tolist())
+    sets = set(owned.values())
+    if sum(map(len, sets)) != len(owners) or len({len(s) for s in sets}) != 1:
+        raise MeshError(
+            f"mesh: the processes hold the parts {sorted(sets)} of the batch, expected "
+            "equal numbers of parts, shared wholly or not at all; choose mesh.tensor "
+            "so that it divides, or is a multiple of, the devices of a host"
+        )
+    return Shards(owned[process], len(owners))
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
@@ -26,21 +110,66 @@ def replicated(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec())
 
 
-def replicate(tree: Any, mesh: Mesh) -> Any:
-    """The tree with a copy of every leaf on each device."""
-    return jax.device_put(tree, replicated(mesh))
+def split(mesh: Mesh) -> NamedSharding:
+    """The sharding of an array whose first axis is cut into the parts of a batch."""
+    return NamedSharding(mesh, PartitionSpec(BATCH_AXES))
 
 
-def split_batch(tree: Any, mesh: Mesh) -> Any:
-    """The tree with every leaf split along its first axis.
+def place(tree: Any, shardings: Any) -> Any:
+    """The tree on its shardings (a tree like it, or one for all leaves). Every process
+    holds all of it; each device receives its part."""
 
-    A leaf whose first axis the devices do not divide (a bucket of packed crops) is
-    copied to each of them.
-    """
+    def put(leaf: Any, sharding: NamedSharding) -> jax.Array:
+        if isinstance(leaf, jax.Array) and leaf.sharding == sharding:
+            return leaf
+        if sharding.is_fully_addressable:
+            return jax.device_put(leaf, sharding)
+        whole = np.asarray(leaf)
+        return jax.make_array_from_callback(
+            whole.shape, sharding, lambda index: whole[index]
+        )
 
-    def place(leaf: np.ndarray) -> jax.Array:
-        even = leaf.shape[0] % mesh.size == 0
-        spec = PartitionSpec("data") if even else PartitionSpec()
-        return jax.device_put(leaf, NamedSharding(mesh, spec))
+    if isinstance(shardings, NamedSharding):
+        return jax.tree.map(lambda leaf: put(leaf, shardings), tree)
+    return jax.tree.map(put, tree, shardings)
 
-    return jax.tree.map(place, tree)
+
+def feed(batch: Any, mesh: Mesh, shards: Shards) -> Any:
+    """A global batch from what each process holds of it: the parts `shards.own` of
+    every leaf, one after another along its first axis."""
+    local = {shard: number for number, shard in enumerate(shards.own)}
+
+    def put(leaf: np.ndarray) -> jax.Array:
+        rows = leaf.shape[0] // len(shards.own)
+        shape = (rows * shards.total, *leaf.shape[1:])
+
+        def part(index: tuple[slice, ...] | None) -> np.ndarray:
+            start = (index or (slice(None),))[0].indices(shape[0])[0]
+            number = local[start // rows]
+            return leaf[number * rows : (number + 1) * rows]
+
+        return jax.make_array_from_callback(shape, split(mesh), part)
+
+    return jax.tree.map(put, batch)
+
+
+def spread(batch: Any, mesh: Mesh) -> Any:
+    """A batch that every process holds as a whole, cut along the first axis of each
+    leaf. A leaf that cannot be cut evenly is copied to every device."""
+
+    def put(leaf: np.ndarray) -> jax.Array:
+        even = leaf.shape[0] % num_shards(mesh) == 0
+        return place(leaf, split(mesh) if even else replicated(mesh))
+
+    return jax.tree.map(put, batch)
+
+
+def to_host(tree: Any) -> Any:
+    """The tree as numpy arrays, whole on every process; all processes call this."""
+
+    def fetch(leaf: jax.Array) -> np.ndarray:
+        if leaf.is_fully_addressable or leaf.is_fully_replicated:
+            return np.asarray(leaf)
+        return np.asarray(multihost_utils.process_allgather(leaf, tiled=True))
+
+    return jax.tree.map(fetch, tree)

@@ -1,8 +1,9 @@
 """Checkpoints of a run, by orbax: asynchronous, the last k and the best are kept.
 
 A checkpoint holds the train state (never the frozen parameters), the place in the data,
-and a hash of the state. Restoring takes the newest one that can be read and whose
-hash is right.
+and a checksum of the state. Every process writes what its devices hold. Restoring takes
+the newest one that can be read and whose checksum is right, onto any mesh and any
+number of processes.
 """
 
 import sys
@@ -13,8 +14,8 @@ import jax
 import orbax.checkpoint as ocp
 from orbax.checkpoint.checkpoint_managers import preservation_policy
 
-from vtscale_jax import paths
 from vtscale_jax.step import TrainState
+from vtscale_jax.weights.checksums import checksum
 
 BEST_METRIC = "heldout_loss"
 
@@ -77,7 +78,7 @@ class Checkpoints:
         """
         # Of the optimizer's state too: a bit that flips in it would go unseen, and the
         # run would end elsewhere.
-        about = {"state_sha256": paths.content_hash(jax.device_get(state))}
+        about = {"checksum": checksum(state)}
         self._manager.save(
             int(state.step),
             args=ocp.args.Composite(
@@ -97,10 +98,10 @@ class Checkpoints:
         self._manager.wait_until_finished()
 
     def restore_latest(self, like: TrainState) -> Restored | None:
-        """The newest readable checkpoint, placed and shaped as `like`; None if the run
-        has none.
+        """The newest readable checkpoint, placed and shaped as `like` (arrays, or their
+        shapes with shardings); None if the run has none.
 
-        One that cannot be read, or whose state does not have the hash it was saved
+        One that cannot be read, or whose state does not have the checksum it was saved
         with, is reported on stderr and the one before it is taken. Raises
         CheckpointError when every one is broken.
         """
@@ -131,7 +132,12 @@ class Checkpoints:
             self._manager.delete(newer)
 
     def _restore(self, step: int, like: TrainState) -> Restored:
-        shapes = jax.tree.map(ocp.utils.to_shape_dtype_struct, like._asdict())
+        shapes = jax.tree.map(
+            lambda leaf: jax.ShapeDtypeStruct(
+                leaf.shape, leaf.dtype, sharding=leaf.sharding
+            ),
+            like._asdict(),
+        )
         found = self._manager.restore(
             step,
             args=ocp.args.Composite(
@@ -141,10 +147,9 @@ class Checkpoints:
             ),
         )
         state = TrainState(**found["state"])
-        actual = paths.content_hash(jax.device_get(state))
-        expected = found["about"]["state_sha256"]
+        actual, expected = checksum(state), found["about"]["checksum"]
         if actual != expected:
             raise CheckpointError(
-                f"its content hashes to {actual[:12]}, not {expected[:12]} as saved"
+                f"its checksum is {actual[:12]}, not {expected[:12]} as saved"
             )
         return Restored(state, found["data"], step)

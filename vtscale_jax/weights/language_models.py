@@ -72,22 +72,24 @@ def llm_params(
     found: Pretrained,
     config: LLMConfig,
     dtype: str,
-    sharding: NamedSharding | None = None,
+    shardings: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
     """The parameters of an `LLM` with `config`, stacked, as jax arrays of `dtype`.
 
-    Read tensor by tensor onto `sharding`, the same for all, or onto the first device.
+    Read tensor by tensor onto `shardings`, a tree like theirs, or onto the first
+    device.
     """
     targets = llm_shapes(config)
-    if sharding is None:
+    if shardings is None:
         mesh = Mesh(np.array(jax.devices()[:1]), ("data",))
-        sharding = NamedSharding(mesh, PartitionSpec())
+        one = NamedSharding(mesh, PartitionSpec())
+        shardings = jax.tree.map(lambda _: one, targets)
     return names.import_tree(
         llm_layout(found.config),
         found.tensors,
         targets,
         dtype=dtype,
-        shardings=jax.tree.map(lambda _: sharding, targets),
+        shardings=shardings,
     )
 
 

@@ -13,7 +13,6 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from jax.sharding import NamedSharding
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import load_file
 
@@ -115,7 +114,7 @@ def starting_params(
     seed: int,
     *,
     llm_dtype: str = "float32",
-    llm_sharding: NamedSharding | None = None,
+    llm_shardings: dict | None = None,
 ) -> tuple[dict, dict[str, Provenance]]:
     """The stage's parameters, every path filled from the source its table names.
 
@@ -130,7 +129,7 @@ def starting_params(
     a pretrained CLIP have more. What a CLIP has nothing for is fresh.
 
     Leaves are NumPy float32, but those of a pretrained language model: these are jax
-    arrays of `llm_dtype` on `llm_sharding` (default: the first device), since such a
+    arrays of `llm_dtype` on `llm_shardings` (default: the first device), since such a
     model may be too large to be held twice.
     """
     target = paths.flatten(parameter_shapes(stage.model, config))
@@ -153,7 +152,7 @@ def starting_params(
             problems += unlike
             where = str(file)
         elif field == "llm":
-            params = llm_params(found, config.llm, llm_dtype, llm_sharding)
+            params = llm_params(found, config.llm, llm_dtype, llm_shardings)
             gathered = Gathered(paths.flatten({"llm": params}))
             where = found.where
             # Of the files, so that it is the same in every dtype of the run.

@@ -1,0 +1,1 @@
+"""What a step costs, by arithmetic: floating-point operations and memory traffic."""

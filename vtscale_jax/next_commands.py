@@ -1,0 +1,36 @@
+"""What most would run next, as commands to type."""
+
+from pathlib import Path
+
+from ml_collections import ConfigDict
+
+
+def ask_it(config: ConfigDict, workdir: Path) -> list[str]:
+    """The command that asks the model about one of its sample pages."""
+    pages = sorted((workdir / "samples").glob("*.png"))
+    if config.stage == "align" or not pages:
+        return []
+    command = f"python -m vtscale_jax.ask --run {workdir} --image {pages[0]}"
+    return [f"Ask:     {command}"]
+
+
+def next_stage(config: ConfigDict, workdir: Path) -> str:
+    """The command that most would run next, in a run folder of its own."""
+
+    def command(num_queries: int, stage: str, init_from: str, name: str = "") -> str:
+        words = [config.preset]
+        words += [f"stage={stage}"] if stage != "adapt" else []
+        words += [f"inputs={config.inputs}"] if config.inputs != "vqq" else []
+        file = f"configs/m{num_queries}.py:{','.join(words)}"
+        line = f"Next:    python -m vtscale_jax.train --config {file}"
+        if init_from != "embedded":
+            line += f" --config.weights.init_from={init_from}"
+        return line + (f" --config.name={name}" if name else "")
+
+    if config.stage == "align":
+        return command(config.num_queries, "finetune", str(workdir))
+    if config.stage == "finetune":
+        return command(16, "adapt", str(workdir), f"m16-of-{workdir.name}")
+    other = 16 if config.num_queries != 16 else 64
+    own = config.name.replace(f"m{config.num_queries}-", f"m{other}-", 1)
+    return command(other, "adapt", config.weights.init_from, own)
