@@ -110,7 +110,7 @@ while ((${#running[@]})); do
       continue
     fi
     ended=0
-    wait "${pids[id]}" || ended=$?
+    wait "${pids[id]}" 2>/dev/null || ended=$? # bash would say "Killed"
     if ((ended && !status)); then
       status=$ended deadline=$((SECONDS + grace))
       echo "local.sh: process $id ended with status $ended; the others have $grace s" \

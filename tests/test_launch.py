@@ -146,7 +146,7 @@ def test_one_that_fails_ends_the_others_after_a_while(tmp_path, train):
     begin = time.monotonic()
     status, output = run([LAUNCH / "local.sh", 3], tmp_path, **more)
     assert status == 7
-    assert 5 <= time.monotonic() - begin < 40
+    assert 4 < time.monotonic() - begin < 40  # bash counts whole seconds
     assert "process 1 ended with status 7; the others have 5 s" in output
     assert "SIGTERM to processes 0 2" in output
     assert output.count("saved after SIGTERM") == 2

@@ -8,6 +8,7 @@ import pytest
 from tensorboardX.proto.event_pb2 import Event
 
 from vtscale_jax import metrics
+from vtscale_jax.loss_watch import TrainingStopped, check_loss
 from vtscale_jax.metrics import (
     MalformedFile,
     MetricsLog,
@@ -15,7 +16,6 @@ from vtscale_jax.metrics import (
     read_jsonl,
     wilson_interval,
 )
-from vtscale_jax.watch import TrainingStopped, check_loss
 
 
 class Clock:

@@ -21,7 +21,6 @@ from vtscale_jax.run_folder import RunFolder
 from vtscale_jax.stages import get_stage
 from vtscale_jax.weights.starting import shipped, starting_params
 
-
 ALL = {"data": -1, "fsdp": 1, "tensor": 1}
 
 

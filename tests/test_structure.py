@@ -22,7 +22,16 @@ PACKAGE = "vtscale_jax"
 
 # The spine in reading order: imports point upward, to what stands before.
 HOST = (
-    *("types", "watch", "metrics", "records", "run_folder", "templates", "tokens", "views"),
+    *(
+        "types",
+        "loss_watch",
+        "metrics",
+        "records",
+        "run_folder",
+        "templates",
+        "tokens",
+        "views",
+    ),
     *("collate", "loader"),
 )
 TOWERS = ("vision", "text_tower", "fusion", "llm")
@@ -31,7 +40,8 @@ DEVICE = (
     *("stages", "optim", "step", "settings"),
 )
 ENTRY = (
-    *("assemble", "phases", "program", "evaluate", "next_commands", "train"),
+    *("assemble", "phases", "program", "prepare", "evaluate", "next_commands"),
+    "train",
     *("stream", "conversation", "trained", "ask", "sweep"),
 )
 SPINE = (HOST[0], "paths", *HOST[1:], *DEVICE, *ENTRY)

@@ -17,13 +17,13 @@ from vtscale_jax import paths, settings
 from vtscale_jax.assemble import assemble, open_source
 from vtscale_jax.eval.families import is_correct
 from vtscale_jax.loader import encode
+from vtscale_jax.loss_watch import TrainingStopped
 from vtscale_jax.next_commands import next_stage
 from vtscale_jax.parallel.mesh import make_mesh, spread
 from vtscale_jax.run_folder import RunFolder, RunFolderError
 from vtscale_jax.step import initial_state
 from vtscale_jax.train import train
 from vtscale_jax.types import Kind
-from vtscale_jax.watch import TrainingStopped
 from vtscale_jax.weights.checkpoints import CheckpointError, Checkpoints
 from vtscale_jax.weights.naming.rows import resize_rows
 from vtscale_jax.weights.starting import WeightsError, shipped

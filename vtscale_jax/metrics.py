@@ -25,7 +25,7 @@ import numpy as np
 from tensorboardX import SummaryWriter
 from tqdm import tqdm
 
-from vtscale_jax.watch import check_loss
+from vtscale_jax.loss_watch import check_loss
 
 # `TextIO` is what pyright takes sys.stderr for, `TextIOBase` what it really is.
 Stream = io.TextIOBase | TextIO

@@ -118,7 +118,7 @@ class Program:
         return self.lower(batch).compile(compiler_options=options or None)
 
     def _traced(self, which: int) -> Any:
-        step = make_steps(self.stage, self.model, self.optimizer)[which]
+        step: Any = make_steps(self.stage, self.model, self.optimizer)[which]
 
         @functools.wraps(step)
         def on_mesh(*args: Any) -> Any:

@@ -14,7 +14,6 @@ last lines say where.
 """
 
 import contextlib
-import dataclasses
 import errno
 import shlex
 import sys
@@ -29,32 +28,27 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict, config_flags
 
 from vtscale_jax import paths, settings
-from vtscale_jax.assemble import assemble, open_source
 from vtscale_jax.evaluate import Evaluator
-from vtscale_jax.loader import kept_records
+from vtscale_jax.loss_watch import LossWatch, TrainingStopped, check_loss
 from vtscale_jax.metrics import MetricsLog, NoLog, Throughput
 from vtscale_jax.next_commands import ask_it, next_stage
 from vtscale_jax.optim import learning_rate
 from vtscale_jax.parallel.cluster import Cluster
 from vtscale_jax.parallel.host import keep_freed_memory, peak_memory_bytes
 from vtscale_jax.parallel.mesh import (
-    check_batch,
     feed,
-    make_mesh,
     own_shards,
-    place,
     to_host,
 )
 from vtscale_jax.parallel.processes import Processes, start
 from vtscale_jax.parallel.stopping import StopRequests
-from vtscale_jax.phases import Feeding, Step, make_phases, total_hash
-from vtscale_jax.program import Program, shardings
+from vtscale_jax.phases import Feeding, Step, total_hash
+from vtscale_jax.prepare import count, identity, lay_out, load
+from vtscale_jax.program import Program
 from vtscale_jax.report.page import write_report
 from vtscale_jax.run_folder import RunFolder, code_version, versions
-from vtscale_jax.stages import get_stage
 from vtscale_jax.step import TrainState
 from vtscale_jax.types import Batch, Shards
-from vtscale_jax.watch import LossWatch, TrainingStopped, check_loss
 from vtscale_jax.weights import checkpoints, starting
 from vtscale_jax.weights.sizes import fill_sizes
 
@@ -105,66 +99,21 @@ def train(
         say(f"This run is finished. Report: {workdir / 'report.html'}")
         return workdir / "report.html"
 
-    # Config: everything derived from it, before anything is written.
-    settings.check(config)
-    dtypes = settings.resolve_dtypes(config, jax.default_backend())
-    stage = get_stage(config.stage)
-    model_config = settings.model_config(config, dtypes.compute)
-    parts = assemble(config, model_config.vision)
-    source, heldout = open_source(config, "train"), open_source(config, "heldout")
-    used = len(kept_records(len(source), (config.seed, config.data.subset)))
-    optim = settings.optim_config(config, used)
-    schedule = settings.query_schedule(config, optim)
-    total_steps = optim.steps * optim.accumulation
+    # Data, mesh, shapes and shardings; then the starting weights.
+    run = lay_out(config)
+    program, shards, total_steps = run.program, run.shards, run.total_steps
     watch = LossWatch(spike=config.stop.spike, window=config.stop.window)
-
-    # Mesh: where everything will lie.
-    mesh = make_mesh(config.mesh)
-    check_batch(mesh, config.data.batch_size, "data.batch_size")
-    shards = own_shards(mesh)
-    program = Program.of(
-        stage,
-        model_config,
-        optim,
-        mesh,
-        frozen_dtype=dtypes.llm_params,
-        frozen_layout=config.mesh.frozen,
-    )
-
-    # Data: the shapes of every phase, and that its records can be encoded.
-    phases = make_phases(parts, source, heldout, schedule, total_steps, shards)
-    feeding = Feeding(phases, shards, say)
-
-    # Weights: each group from the source its stage names.
-    params, provenance = starting.starting_params(
-        stage,
-        model_config,
-        config.weights.to_dict(),
-        config.seed,
-        llm_dtype=dtypes.llm_params,
-        llm_shardings=shardings(program.frozen).get("llm"),
-    )
-    trainable, frozen = paths.partition(params, stage.trains)
-    del params
-    inputs = {
-        "weights": {name: found.sha256 for name, found in provenance.items()},
-        "data": {"train": source.fingerprint, "heldout": heldout.fingerprint},
-        "dtypes": dataclasses.asdict(dtypes),
-    }
+    weights = load(run)
+    inputs = identity(run, weights)
     folder.check_inputs(inputs)
     processes.agree("starting weights, data and dtypes", str(inputs))
-    frozen = jax.tree.map(
-        lambda leaf, to: leaf if leaf.dtype == to.dtype else leaf.astype(to.dtype),
-        frozen,
-        program.frozen,
-    )
-    frozen = place(frozen, shardings(program.frozen))
-    counts = {"trainable": _count(trainable), "frozen": _count(frozen)}
+    frozen, provenance = weights.frozen, weights.provenance
+    counts = {"trainable": count(weights.trainable), "frozen": count(frozen)}
     manifest = {
         "command": shlex.join(["python", *sys.orig_argv[1:]]),
         "code": code_version(),
         "versions": versions(),
-        "device": _device(mesh, processes),
+        "device": _device(program.mesh, processes),
         "inputs": inputs,
         "weights": {name: found._asdict() for name, found in provenance.items()},
         "parameters": counts,
@@ -182,34 +131,35 @@ def train(
         )
         folder.write("manifest.json", manifest)
         say(
-            f"{config.name}: stage {stage.name}, M = {config.num_queries}, "
+            f"{config.name}: stage {config.stage}, M = {config.num_queries}, "
             f"{counts['trainable']:,} trainable and {counts['frozen']:,} frozen "
             f"parameters, {total_steps:,} steps in {workdir}"
         )
+        feeding = Feeding(run.phases, shards, say)
         restored = saved.restore_latest(program.state)
         elapsed, begun, place_in_data = 0.0, 0, None
         if restored is None:
-            state = program.start(trainable)
+            state = program.start(weights.trainable)
         else:
             state, begun = restored.state, restored.step
             elapsed = restored.data["elapsed_s"]
             place_in_data = restored.data["stream"]
             manifest["samples_fed"] = restored.data["fed"]
             # What was fed before counts once: for those that feed the first part.
-            if shards.own[0] == own_shards(mesh, 0).own[0]:
+            if shards.own[0] == own_shards(program.mesh, 0).own[0]:
                 feeding.fed = int(restored.data["fed"], 16)
             if processes.is_first:
                 saved.discard_after(begun)
             say(f"Continuing from step {begun:,} of {total_steps:,}.")
-        del trainable
-        evaluator = Evaluator(config, parts, model_config, mesh)
+        del weights
+        evaluator = Evaluator(config, run.parts, program.model, program.mesh)
         restored_step = None if restored is None else begun
         log = stack.enter_context(
             MetricsLog(workdir, total_steps=total_steps, restored_step=restored_step)
             if processes.is_first
             else NoLog()
         )
-        rate = learning_rate(optim)
+        rate = learning_rate(run.optim)
         clock, compiled = Throughput(), {}
         pending: list[tuple[Step, dict]] = []
         timed = 0
@@ -225,7 +175,7 @@ def train(
                 watch.see(step.number, float(row["loss"]), float(row["grad_norm"]))
             if pending and due(pending[-1][0]):
                 step, row = pending[-1][0], rows[-1]
-                row["learning_rate"] = rate((step.number - 1) // optim.accumulation)
+                row["learning_rate"] = rate((step.number - 1) // run.optim.accumulation)
                 row["num_queries"] = step.phase.num_queries
                 row["samples_per_s"] = clock.update(timed)
                 timed = 0
@@ -248,7 +198,7 @@ def train(
                 number = step.number
                 processes.reached(f"step {number}")
                 shapes = tuple(leaf.shape for leaf in jax.tree.leaves(step.batch))
-                batch = feed(step.batch, mesh, shards)
+                batch = feed(step.batch, program.mesh, shards)
                 if shapes not in compiled:
                     jax.block_until_ready(state)
                     with clock.paused():
@@ -365,10 +315,6 @@ def _device(mesh: Mesh, processes: Processes) -> dict[str, Any]:
         "mesh": dict(mesh.shape),
         "processes": processes.count,
     }
-
-
-def _count(tree: dict) -> int:
-    return sum(leaf.size for leaf in jax.tree.leaves(tree))
 
 
 def _parse_flags(argv: list[str]) -> list[str]:

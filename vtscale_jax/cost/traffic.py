@@ -48,10 +48,17 @@ class PartTraffic(NamedTuple):
 
 
 class StepTraffic(NamedTuple):
-    """Bytes of one step; `optimizer` is its share of an update."""
+    """Bytes of one step; `optimizer` is its share of an update.
+
+    Two sizes beside it, no traffic by themselves, over the whole batch: `hidden` are
+    the states that all blocks of all towers hand on; `largest_block` is what the
+    backward pass of one block reads, saved or computed again, where that is most.
+    """
 
     parts: tuple[PartTraffic, ...]
     optimizer: int
+    hidden: int
+    largest_block: int
 
     @property
     def weights(self) -> int:
@@ -104,10 +111,10 @@ def step_traffic(
 ) -> StepTraffic:
     """Bytes of a train step over a batch of `sizes`.
 
-    Frozen parameters are `frozen_bytes` each, trainable ones and all that belongs to
-    them float32. A step that only adds its gradients to the mean of an update reads
-    both and writes one; an update reads gradient, parameter and two moments, and writes
-    the last three.
+    Under remat a block saves its input only. Frozen parameters are `frozen_bytes` each,
+    trainable ones and all that belongs to them float32. A step that only adds its
+    gradients to the mean of an update reads both and writes one; an update reads
+    gradient, parameter and two moments, and writes the last three.
     """
     # (blocks, rows, tokens of a row) of each tower.
     rows: dict[str, tuple[BlockConfig, int, int]] = {
@@ -116,7 +123,7 @@ def step_traffic(
         "llm": (model.llm.blocks, sizes.rows, sizes.llm_length),
         "text": (model.text.blocks, sizes.answers, sizes.answer_length),
     }
-    parts = []
+    parts, hidden, blocks_hold = [], 0, []
     for p in parameters:
         bytes_each = FLOAT32 if p.trains else frozen_bytes
         weights = 2 * (p.count - p.looked_up)
@@ -124,11 +131,13 @@ def step_traffic(
         if p.name in rows:
             blocks, number, length = rows[p.name]
             weights += p.in_blocks if blocks.remat and blocks.stacked else 0
-            saved = saved_elements(
-                blocks, length, p.name in ("fusion", "llm"), p.trains
-            )
-            saved *= blocks.num_layers * number * length
-            residuals = 2 * saved * jnp.dtype(blocks.dtype).itemsize
+            held = block_elements(blocks, length, p.name in ("fusion", "llm"), p.trains)
+            token_bytes = number * length * jnp.dtype(blocks.dtype).itemsize
+            again = blocks.remat and blocks.stacked
+            saved = (blocks.width if again else held) * blocks.num_layers
+            residuals = 2 * saved * token_bytes
+            hidden += blocks.num_layers * blocks.width * token_bytes
+            blocks_hold.append(held * token_bytes)
         elif p.name == "head":
             logits = sizes.rows * sizes.loss_positions * model.llm.vocab_size
             residuals = 2 * logits * FLOAT32
@@ -136,18 +145,17 @@ def step_traffic(
         parts.append(PartTraffic(p.name, weights * bytes_each, gradients, residuals))
     trainable = sum(p.count for p in parameters if p.trains)
     moved = 7 / accumulation + (3 if accumulation > 1 else 0)
-    return StepTraffic(tuple(parts), round(FLOAT32 * trainable * moved))
+    optimizer = round(FLOAT32 * trainable * moved)
+    return StepTraffic(tuple(parts), optimizer, hidden, max(blocks_hold, default=0))
 
 
-def saved_elements(blocks: BlockConfig, length: int, gated: bool, trains: bool) -> int:
-    """Elements that one block's forward pass saves for each token: its input under
-    remat, else what the gradients of its products and norms read.
+def block_elements(blocks: BlockConfig, length: int, gated: bool, trains: bool) -> int:
+    """Elements for each token that the gradients of one block's products and norms
+    read, of rows of `length` tokens: what it saves without remat.
 
     A block that does not train keeps no inputs of its weights.
     """
     c = blocks
-    if c.remat and c.stacked:
-        return c.width
     queries, keys = c.num_heads * c.head_dim, c.num_kv_heads * c.head_dim
     attention = queries + 2 * keys + c.num_heads * length
     residual = 2 * c.width

@@ -22,8 +22,7 @@ from typing import NamedTuple
 
 from vtscale_jax.parallel import node_lists, tpu_metadata
 
-# The port of jax's own start-up on TPUs (8476, which pods often open as well, belongs to
-# the TPU runtime).
+# The port of jax's own start-up on TPUs; 8476, near it, belongs to the TPU runtime.
 TPU_PORT = 8482
 # Job ids share the ports above those that Linux hands out by itself (32768 to 60999).
 FIRST_JOB_PORT, JOB_PORTS = 61440, 4096

@@ -64,11 +64,12 @@ class Total(NamedTuple):
 def collectives(text: str) -> tuple[Collective, ...]:
     """The collectives of `compiled.as_text()`; those among one device are left out.
 
-    An asynchronous one counts at its start. ProgramTextError when the text does not
-    read as a program's, or a loop around a collective has no constant trip count.
+    An asynchronous one counts at its start, however many pieces it has.
+    ProgramTextError when the text does not read as a program's, or a loop around a
+    collective has no constant trip count.
     """
     module = read_module(text)
-    return _of(module, module.computations[module.entry], 1, None)
+    return _once(_of(module, module.computations[module.entry], 1, None))
 
 
 def total_sent(found: Iterable[Collective]) -> int:
@@ -87,45 +88,75 @@ def by_kind(found: Iterable[Collective]) -> dict[str, Total]:
     }
 
 
+class _Found(NamedTuple):
+    """A collective on the way. TPU programs spread one over several fusions, which
+    compute something else meanwhile: the first `starts` it, the others, with the same
+    channel, must not count."""
+
+    collective: Collective
+    channel: int | None
+    fused: bool
+    starts: bool
+
+
+def _once(found: Iterable[_Found]) -> tuple[Collective, ...]:
+    found = tuple(found)
+    started = {one.channel for one in found if one.starts}
+    return tuple(
+        one.collective
+        for one in found
+        if one.starts or not (one.fused and one.channel in started)
+    )
+
+
 def _of(
-    module: Module, computation: Computation, runs: int, caller: Caller | None
-) -> tuple[Collective, ...]:
-    found: list[Collective] = []
+    module: Module,
+    computation: Computation,
+    runs: int,
+    caller: Caller | None,
+    fused: bool = False,
+) -> tuple[_Found, ...]:
+    found: list[_Found] = []
+    starts = fused and any(
+        'custom_call_target="AsyncCollectiveStart"' in line.attributes
+        for line in computation.instructions.values()
+    )
     for line in computation.instructions.values():
         kind = line.opcode.removesuffix("-start")
         if kind in KINDS:
             one = _collective(module, computation, line, kind, runs)
-            found += [one] if one.message else []
+            if one.message:
+                found.append(_Found(one, line.number("channel_id"), fused, starts))
         elif line.opcode == "while":
             body = module.computations[line.called("body") or ""]
-            here = Caller(computation, line, caller)
             # A loop that sends nothing need not be counted.
-            if _of_any(module, body):
+            if _sends(module, body):
                 trips = trip_count(module, computation, line, caller)
+                here = Caller(computation, line, caller)
                 found += _of(module, body, runs * trips, here)
         elif line.opcode == "conditional":
             branches = [
                 _of(module, module.computations[name], runs, None)
                 for name in _branches(line)
             ]
-            found += max(branches, key=total_sent, default=())
+            found += max(branches, key=lambda one: total_sent(_once(one)), default=())
         else:
-            name = line.called("calls") or line.called("to_apply")
+            name = line.called("calls") or line.called("to_apply") or ""
             if name in module.computations:
-                found += _of(module, module.computations[name], runs, None)
+                inner, fusion = module.computations[name], line.opcode == "fusion"
+                found += _of(module, inner, runs, None, fused or fusion)
     return tuple(found)
 
 
-def _of_any(module: Module, computation: Computation) -> bool:
+def _sends(module: Module, computation: Computation) -> bool:
     """Whether a computation, or one that it calls, sends anything."""
     for line in computation.instructions.values():
         if line.opcode.removesuffix("-start") in KINDS:
             return True
-        called = [line.called(name) for name in ("body", "calls", "to_apply")]
-        for name in [*called, *_branches(line)]:
-            if name in module.computations:
-                if _of_any(module, module.computations[name]):
-                    return True
+        called = [line.called(name) or "" for name in ("body", "calls", "to_apply")]
+        inner = [*called, *_branches(line)]
+        if any(_sends(module, module.computations[n]) for n in inner if n):
+            return True
     return False
 
 

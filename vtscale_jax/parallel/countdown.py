@@ -1,6 +1,7 @@
-"""A countdown that can be read: in place on a terminal, a line now and then in a log."""
+"""A countdown to read: in place on a terminal, a line now and then in a log."""
 
 import time
+from io import TextIOBase
 from typing import TextIO
 
 IN_PLACE_S, IN_LOG_S, QUIET_S = 0.5, 10.0, 1.5
@@ -9,7 +10,7 @@ IN_PLACE_S, IN_LOG_S, QUIET_S = 0.5, 10.0, 1.5
 class Countdown:
     """Seconds that are left of `seconds`; what is waited for is written to `out`."""
 
-    def __init__(self, seconds: float, out: TextIO):
+    def __init__(self, seconds: float, out: TextIO | TextIOBase):
         self.seconds, self._out = seconds, out
         self._deadline = time.monotonic() + seconds
         # Who comes at once need not be announced.

@@ -159,19 +159,16 @@ def trip_count(
     condition = module.computations[loop.called("condition") or ""]
     body = module.computations[loop.called("body") or ""]
     test = condition.instructions[condition.root]
-    sides = [_place(condition, name) for name in test.operands]
-    if test.opcode == "compare" and sides[0] is not None:
-        start = _carried(module, computation, loop, sides[0], caller)
+    direction = test.attributes.partition("direction=")[2][:2]
+    place = _place(condition, test.operands[0]) if test.operands else None
+    if test.opcode == "compare" and direction in ("LT", "LE") and place is not None:
+        start = _carried(module, computation, loop, place, caller)
         bound = _constant(condition, test.operands[1])
-        if bound is None and sides[1] is not None:
-            bound = _carried(module, computation, loop, sides[1], caller)
-        step = _increment(body, sides[0])
-        direction = test.attributes.partition("direction=")[2][:2]
-        if (
-            None not in (start, bound, step)
-            and step
-            and direction in ("LT", "NE", "LE")
-        ):
+        other = _place(condition, test.operands[1])
+        if bound is None and other is not None:
+            bound = _carried(module, computation, loop, other, caller)
+        step = _increment(body, place)
+        if start is not None and bound is not None and step:
             return -(-(bound - start + (direction == "LE")) // step)
     raise ProgramTextError(
         f"%{loop.name}: no known_trip_count, and its condition %{condition.name} is "
@@ -179,11 +176,19 @@ def trip_count(
     )
 
 
+def _source(
+    computation: Computation, name: str, through: tuple[str, ...] = ("copy", "bitcast")
+) -> Instruction | None:
+    """The instruction of that name, or what it only hands on."""
+    found = computation.instructions.get(name)
+    while found is not None and found.opcode in through:
+        found = computation.instructions.get(found.operands[0])
+    return found
+
+
 def _place(computation: Computation, name: str) -> int | None:
     """The place in the carried tuple that an instruction reads, if it reads one."""
-    found = computation.instructions.get(name)
-    while found is not None and found.opcode in ("copy", "bitcast"):
-        found = computation.instructions.get(found.operands[0])
+    found = _source(computation, name)
     if found is None or found.opcode != "get-tuple-element":
         return None
     source = computation.instructions[found.operands[0]]
@@ -191,11 +196,10 @@ def _place(computation: Computation, name: str) -> int | None:
 
 
 def _constant(computation: Computation, name: str) -> int | None:
-    found = computation.instructions.get(name)
-    while found is not None and found.opcode in ("copy", "bitcast", "convert"):
-        found = computation.instructions.get(found.operands[0])
-    whole = found is not None and re.fullmatch(r"-?\d+", found.argument)
-    return int(found.argument) if whole and found.opcode == "constant" else None
+    found = _source(computation, name, ("copy", "bitcast", "convert"))
+    if found is None or found.opcode != "constant":
+        return None
+    return int(found.argument) if re.fullmatch(r"-?\d+", found.argument) else None
 
 
 def _carried(
@@ -225,10 +229,8 @@ def _increment(body: Computation, place: int) -> int | None:
     root = body.instructions[body.root]
     if root.opcode != "tuple":
         return None
-    found = body.instructions[root.operands[place]]
-    while found.opcode in ("copy", "bitcast"):
-        found = body.instructions[found.operands[0]]
-    if found.opcode != "add":
+    found = _source(body, root.operands[place])
+    if found is None or found.opcode != "add":
         return None
     for one, other in (found.operands, found.operands[::-1]):
         if _place(body, one) == place:

@@ -24,7 +24,7 @@ class Lines:
     def __init__(self, connection: socket.socket, *, max_line: int = MAX_LINE):
         self.socket = connection
         self._max_line = max_line
-        self._received = bytearray()
+        self._received = b""
         self._sending = threading.Lock()
         connection.settimeout(SEND_TIMEOUT_S)
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -50,7 +50,7 @@ class Lines:
         *lines, rest = self._received.split(b"\n")
         if max(map(len, (*lines, rest))) > self._max_line:
             raise LineError(f"a line of more than {self._max_line} bytes came")
-        self._received = bytearray(rest)
+        self._received = rest
         return [_decoded(line) for line in lines]
 
     def wait(self, timeout_s: float) -> bool:
@@ -68,7 +68,7 @@ def _decoded(line: bytes) -> dict[str, Any]:
     try:
         message = json.loads(line)
     except (ValueError, RecursionError) as error:
-        raise LineError(f"{bytes(line[:60])!r} is no JSON") from error
+        raise LineError(f"{line[:60]!r} is no JSON") from error
     if not isinstance(message, dict):
-        raise LineError(f"{bytes(line[:60])!r} is no object of JSON")
+        raise LineError(f"{line[:60]!r} is no object of JSON")
     return message

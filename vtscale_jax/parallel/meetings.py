@@ -11,7 +11,7 @@ from vtscale_jax.parallel.preflight import who
 from vtscale_jax.parallel.watch import Message, Watch
 
 ANSWER_S = 15.0  # that process 0 may take to say who is behind
-CLOSE = "the end"
+CLOSE = "leaving the run"  # the last meeting; no other may be called so
 
 
 class Behind(ValueError):

@@ -30,7 +30,7 @@ class MeshError(ValueError):
     """A mesh that the devices, the model or the batch cannot be laid out on."""
 
 
-def make_mesh(sizes: Mapping[str, int], devices: Sequence[Any] | None = None) -> Mesh:
+def make_mesh(sizes: Mapping[str, Any], devices: Sequence[Any] | None = None) -> Mesh:
     """The mesh of `config.mesh`: a size for each of `AXES`, one of which may be −1 and
     then takes what the others leave. `devices` (default: all there are) may also be
     those of an absent machine.

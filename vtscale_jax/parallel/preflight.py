@@ -1,10 +1,10 @@
 """All processes of a run meet before JAX starts: who did not come, and who differs.
 
-Process 0 listens at the coordinator's port, which `jax.distributed` uses afterwards. The
-others connect, trying again until it is there, and say their id, host and what they are
-about to do (`about`: versions, commit, hash of the config). Once all have come and agree,
-each gets the names of all, and the connections stay open for `watch`. Otherwise every
-process that came ends with the same message.
+Process 0 listens at the coordinator's port, which `jax.distributed` uses afterwards.
+The others connect, trying again until it is there, and say their id, host and what they
+are about to do (`about`: versions, commit, hash of the config). Once all have come and
+agree, each gets the names of all, and the connections stay open for `watch`. Otherwise
+every process that came ends with the same message.
 """
 
 import errno
@@ -14,6 +14,7 @@ import sys
 import time
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
+from io import TextIOBase
 from typing import Any, NamedTuple, TextIO
 
 from vtscale_jax.parallel.cluster import Cluster, split_address
@@ -49,14 +50,14 @@ def meet(
     *,
     timeout_s: float = 300.0,
     host: str | None = None,
-    out: TextIO | None = None,
+    out: TextIO | TextIOBase | None = None,
 ) -> Meeting:
     """Waits until all processes of `cluster` are here, at most `timeout_s` seconds.
 
     `about` must be the same on all of them; `host` is this host's name (default: what
     the cluster or the system calls it). A countdown is written to `out` (stderr).
-    PreflightError says on all processes alike which hosts did not come, differ, or claim
-    one id.
+    PreflightError says on all processes alike which hosts did not come, differ, or
+    claim one id.
     """
     index = cluster.process_id
     host = host or (cluster.hosts[index] if cluster.hosts else socket.gethostname())
@@ -123,11 +124,13 @@ class _Reception:
             verdict = self._verdict(countdown)
         except BaseException as error:
             self._tell({"stop": f"process 0 ended while waiting ({error!r})"})
+            self._close((*self.links.values(), *self.turned_away))
             raise
+        finally:
+            self._close(tuple(self.unknown))
         if verdict:
             self._tell({"stop": verdict})
-            for link in (*self.links.values(), *self.turned_away):
-                link.close()
+            self._close((*self.links.values(), *self.turned_away))
             raise PreflightError(verdict)
         names = tuple(self.hellos[i]["host"] for i in range(self.count))
         # The listener is closed: the port is free for jax's own service.
@@ -191,8 +194,9 @@ class _Reception:
             )
         elif index in self.hellos:
             self.wrong.append(
-                f"{self.hellos[index]['host']} and {host} both say that they are process "
-                f"{index}: give each its own VTSCALE_PROCESS_ID, 0 to {self.count - 1}."
+                f"{self.hellos[index]['host']} and {host} both say that they are "
+                f"process {index}: give each its own VTSCALE_PROCESS_ID, 0 to "
+                f"{self.count - 1}."
             )
         else:
             self.links[index], self.hellos[index] = link, hello
@@ -210,6 +214,10 @@ class _Reception:
         self.unknown.pop(link, None)
         if link in self.turned_away:
             self.turned_away.remove(link)
+
+    def _close(self, links: tuple[Lines, ...]) -> None:
+        for link in links:
+            link.close()
 
     def _tell(self, message: dict[str, Any]) -> None:
         for link in (*self.links.values(), *self.turned_away):
@@ -291,9 +299,10 @@ def _join(cluster: Cluster, hello: dict[str, Any], countdown: Countdown) -> Meet
             raise
     raise PreflightError(
         f"{hello['host']} (process {hello['process']}) could not reach process 0 at "
-        f"{address} within {countdown.seconds:.0f} s: {reason}.\nLikely causes: process "
-        "0 was not started, or ended early (see its output); VTSCALE_COORDINATOR is not "
-        "its address; a firewall closes the port. Mend it and start all hosts again."
+        f"{address} within {countdown.seconds:.0f} s: {reason}.\nLikely causes: "
+        "process 0 was not started, or ended early (see its output); "
+        "VTSCALE_COORDINATOR is not its address; a firewall closes the port. Mend it "
+        "and start all hosts again."
     )
 
 

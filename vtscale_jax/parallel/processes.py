@@ -14,6 +14,7 @@ import atexit
 import os
 import re
 import sys
+import threading
 import time
 from collections.abc import Mapping
 from types import TracebackType
@@ -32,7 +33,11 @@ from vtscale_jax.parallel.watch import FAILED_CODE, Watch
 
 SHUTDOWN_S = 30  # of jax.distributed, once all processes are at the end
 VERDICT_S = 10.0  # in which a death shows after a collective failed
+PROXIES = ("grpc_proxy", "https_proxy", "http_proxy")  # that gRPC looks for
 # What gloo, NCCL and JAX's own services say when another process went away.
+_STATUS = re.compile(
+    "UNKNOWN|INTERNAL|UNAVAILABLE|ABORTED|CANCELLED|DEADLINE_EXCEEDED|FAILED_PRECONDITION"
+)
 _BROKEN = re.compile(
     r"gloo|nccl|connection (closed|reset|refused)|socket closed|broken pipe"
     r"|coordination ?service|heartbeat|UNAVAILABLE|DEADLINE_EXCEEDED",
@@ -154,6 +159,8 @@ class Processes:
 
         A meeting point as `barrier`; every process must call it with the same `name`.
         """
+        if name == CLOSE:
+            raise ValueError(f"{CLOSE!r} is the name of the last meeting: take another")
         if self.watch is None:
             return [value]
         return self._meetings.share(name, value, timeout_s)
@@ -193,11 +200,12 @@ class Processes:
         if self.watch is None or self._told:
             return
         self._told = True
-        self.watch.failed(_described(error))
-        atexit.register(_exit_without_jax, _exit_code(error))
+        code = _exit_code(error)
+        self.watch.failed(_described(error), code)
+        atexit.register(_exit_without_jax, code)
 
     def close(self) -> None:
-        """Waits for all processes, then leaves the run; Behind when some do not come."""
+        """Waits for all processes, then leaves; Behind names who did not come."""
         if self.watch is None or self._told:
             return
         try:
@@ -205,11 +213,15 @@ class Processes:
         except BaseException as error:
             self.failed(error)
             raise
-        jax.distributed.shutdown()
+        ended = _shut_down_jax(self.watch)
         self.watch.close()
-        if self._relay is not None:
+        if not ended:
+            # All work is done, but JAX waits for a process that died since. It must not
+            # see the service end either, which would abort this process.
+            atexit.register(_exit_without_jax, 0)
+        elif self._relay is not None:
             self._relay.close()
-        self.watch, self.count = None, self.count
+        self.watch = None
 
 
 def _start_jax(
@@ -217,9 +229,11 @@ def _start_jax(
 ) -> None:
     relay = processes._relay
     address = f"127.0.0.1:{port}" if relay is None else relay.address
-    # gRPC would ask a proxy of the environment for the way to this very host.
-    known = os.environ.get("no_grpc_proxy") or os.environ.get("no_proxy", "")
-    os.environ["no_grpc_proxy"] = ",".join(filter(None, [known, "127.0.0.1"]))
+    if any(os.environ.get(name) for name in PROXIES):
+        # gRPC would ask the proxy for the way to this very host, and never arrive.
+        known = os.environ.get("no_grpc_proxy") or os.environ.get("no_proxy", "")
+        os.environ["no_grpc_proxy"] = ",".join(filter(None, [known, "127.0.0.1"]))
+        jax.config.update("jax_check_proxy_envs", False)  # it need not warn of this
     # Its handler of SIGTERM would fight with `stopping`'s.
     jax.config.update("jax_enable_preemption_service", False)
     jax.distributed.initialize(
@@ -235,11 +249,34 @@ def _start_jax(
     )
 
 
+def _shut_down_jax(watch: Watch) -> bool:
+    """Whether jax.distributed ended; not when a process died just then."""
+    errors: list[BaseException] = []
+
+    def end() -> None:
+        try:
+            jax.distributed.shutdown()
+        except BaseException as error:
+            errors.append(error)
+
+    # A daemon: the program's end does not wait for it.
+    ending = threading.Thread(target=end, name="shutdown", daemon=True)
+    ending.start()
+    while ending.is_alive() and not watch.gone.is_set():
+        ending.join(0.05)
+    ending.join(1.0)
+    if errors and not watch.gone.is_set():
+        raise errors[0]
+    return not ending.is_alive() and not errors
+
+
 def _is_broken_connection(error: BaseException | None) -> bool:
     """Whether an error, or what it came from, is that of a lost connection."""
     while error is not None:
-        if isinstance(error, RuntimeError | ValueError) and _BROKEN.search(str(error)):
-            return True
+        # XLA's errors begin with their status; gloo's come as ValueError.
+        text = str(error)
+        if isinstance(error, RuntimeError | ValueError) and _STATUS.match(text):
+            return bool(_BROKEN.search(text))
         error = error.__cause__ or error.__context__
     return False
 

@@ -63,6 +63,7 @@ class StopRequests:
         self._note = NOT_BEGUN
         self._signal = ""  # the first that came here
         self._asked = self._leaving = self._raised = self._closed = False
+        self._left = threading.Event()
         self._stop_after: float | None = None
         # On process 0: who got a signal first, and where each process is since then.
         self._cause = ""
@@ -92,6 +93,7 @@ class StopRequests:
     ) -> None:
         with self._lock:
             self._closed = True
+        self._left.set()
         if not self._old:
             return
         for number, handler in self._old.items():
@@ -115,8 +117,8 @@ class StopRequests:
     def requested(self, step: int) -> bool:
         """Whether to save and stop after `step`, on all processes alike.
 
-        Call it once after every step, with steps that grow by one. The first call begins
-        what a signal must not cut short.
+        Call it once after every step, with steps that grow by one. The first call
+        begins what a signal must not cut short.
         """
         with self._decided:
             # Once this process said where it is, it goes no further undecided.
@@ -231,7 +233,8 @@ class StopRequests:
             if self._old and not self._closed:
                 signal.pthread_kill(self._main.ident or 0, SIGNALS[0])
         # It does not listen while it is inside XLA, compiling or waiting for others.
-        self._main.join(LEAVE_S)
+        if self._left.wait(LEAVE_S):
+            return
         flush = threading.Thread(target=sys.stdout.flush, daemon=True)
         flush.start()
         flush.join(1.0)

@@ -5,7 +5,7 @@
 
 `Topology.devices` are those of a machine of this kind, made by the same compilers that
 run on it, so that `jax.jit(…).lower(…).compile()` is the real thing; they hold no
-arrays. They need a compiler plugin each (extras `plan-gpu`, `plan-tpu`) and no hardware.
+arrays. They need a compiler plugin each (extras `plan-gpu`, `plan-tpu`), no hardware.
 """
 
 import dataclasses
@@ -13,20 +13,19 @@ import importlib.util
 import math
 import os
 import re
-import sys
-import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 from jax.experimental import topologies
+
+from vtscale_jax.parallel.quiet import stderr_held_back
 
 GIB = 2**30
 
 # JAX takes three quarters of a GPU's memory unless XLA_CLIENT_MEM_FRACTION says
 # otherwise; what is left must hold the CUDA context and NCCL's buffers, 1 to 2 GiB.
 GPU_MEMORY_SHARE = 0.95
-# Autotuning runs kernels, for which there is no GPU.
+# Autotuning runs kernels, for which there is no GPU, and without it XLA's own (Triton)
+# matrix products are given tile sizes that some shapes do not allow: plan with cuBLAS.
 GPU_OPTIONS = {"xla_gpu_autotune_level": 0, "xla_gpu_enable_triton_gemm": False}
 
 
@@ -233,7 +232,7 @@ class Topology:
             name = f"1x1x{self.num_devices}"
             target = target_config(self.chip)
             options = {"platform": "cuda", "topology": name, "target_config": target}
-        with _stderr_held_back():
+        with stderr_held_back():
             found = topologies.get_topology_desc(topology_name=name, **options)
         assert len(found.devices) == self.num_devices
         return found.devices
@@ -280,25 +279,6 @@ def check_compiler(machine: Topology) -> None:
             f"'vtscale_jax[{extra}]' (from a checkout: pip install -e '.[{extra}]'); "
             "no such hardware is needed"
         )
-
-
-@contextmanager
-def _stderr_held_back() -> Iterator[None]:
-    """Keeps what is written to stderr to itself unless an error is raised: plugins
-    report there, below Python, that there is no hardware of theirs."""
-    sys.stderr.flush()
-    with tempfile.TemporaryFile() as held:
-        real = os.dup(2)
-        os.dup2(held.fileno(), 2)
-        try:
-            yield
-        except BaseException:
-            held.seek(0)
-            os.write(real, held.read())
-            raise
-        finally:
-            os.dup2(real, 2)
-            os.close(real)
 
 
 def _found(module: str) -> bool:

@@ -1,9 +1,9 @@
 """Workers of a Cloud TPU VM, as its metadata server tells them.
 
 http://metadata.google.internal/computeMetadata/v1/instance/attributes/ has, on the
-hosts of a TPU: `agent-worker-number` (which of them this is), `worker-network-endpoints`
-(the addresses of all) and `tpu-env` (lines NAME: 'value', with MEGASCALE_* when several
-slices belong together).
+hosts of a TPU: `agent-worker-number` (which of them this is),
+`worker-network-endpoints` (the addresses of all) and `tpu-env` (lines NAME: 'value',
+with MEGASCALE_* when several slices belong together).
 """
 
 import re

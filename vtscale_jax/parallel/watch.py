@@ -40,7 +40,8 @@ def end_process(code: int, message: str) -> None:
     flush = threading.Thread(target=sys.stdout.flush, daemon=True)
     flush.start()
     flush.join(1.0)
-    os.write(2, f"\nerror: {message}\n".encode(errors="replace"))
+    kind = "error: " if code else ""
+    os.write(2, f"\n{kind}{message}\n".encode(errors="replace"))
     os._exit(code)
 
 
@@ -48,8 +49,8 @@ class Watch:
     """The thread and what it knows.
 
     `links` are the connections of this process by peer: process 0 has one to each other
-    process, which have one to process 0. Handlers (`on`, `on_first`) are called from the
-    thread, or from who calls `to_first` on process 0, with `lock` held.
+    process, which have one to process 0. Handlers (`on`, `on_first`) are called from
+    the thread, or from who calls `to_first` on process 0, with `lock` held.
     """
 
     def __init__(
@@ -65,12 +66,16 @@ class Watch:
         self.lock = threading.RLock()
         self.changed = threading.Condition(self.lock)
         self.leaving = False  # the main thread is on its way out, by itself
+        self.gone = threading.Event()  # another one went since, without a good-bye
         self._links, self._timeout_s, self._end = dict(links), peer_timeout_s, end
         self._beat_s = min(1.0, peer_timeout_s / 5)
         now = time.monotonic()
         self._at = ("start-up", now)
-        self._seen = {i: ("start-up", now) for i in range(len(names))}
+        self._seen: dict[int, tuple[str, float]] = dict.fromkeys(
+            range(len(names)), ("start-up", now)
+        )
         self._heard = dict.fromkeys(links, now)
+        self._said_bye: set[int] = set()
         self._handlers: dict[str, Callable[[Message], None]] = {}
         self._first_handlers: dict[str, Callable[[int, Message], None]] = {}
         self._kept: dict[str, list[tuple[int, Message]]] = defaultdict(list)
@@ -88,8 +93,9 @@ class Watch:
         """Says where this process is; the thread passes it on."""
         self._at = (phase, time.monotonic())
 
-    def failed(self, text: str) -> None:
-        """Tells all others that this process ends because of an error of its own."""
+    def failed(self, text: str, code: int = FAILED_CODE) -> None:
+        """Tells all others that this process ends by itself, so that they end too:
+        with status 0 when its own is 0, as after a signal during start-up."""
         with self.lock:
             self.leaving = True
             message = {
@@ -97,12 +103,15 @@ class Watch:
                 "process": self.index,
                 "at": self._at[0],
                 "text": text[:MAX_TEXT],
+                "code": code,
             }
             self.to_first(message)
 
     def close(self) -> None:
         """Ends the thread; a process that goes away is no loss from here on."""
         self.leaving = True
+        for index in list(self._links):
+            self._send(index, {"kind": "bye"})
         self._closed = True
         self._thread.join(2.0)
         for link in self._links.values():
@@ -183,8 +192,10 @@ class Watch:
             messages = None
         if messages is None:
             selector.unregister(link.socket)
+            link.close()
             with self.lock:
-                del self._links[index], self._heard[index]
+                del self._links[index]
+                self._heard.pop(index, None)
                 self._lost(index, "is gone: its connection closed")
             return
         self._heard[index] = time.monotonic()
@@ -193,6 +204,8 @@ class Watch:
                 if message.get("kind") == "beat":
                     since = time.monotonic() - float(message["for"])
                     self._seen[index] = (str(message["at"]), since)
+                elif message.get("kind") == "bye":
+                    self._said_bye.add(index)
                 elif self.index == 0:
                     self._first_hears(index, message)
                 else:
@@ -211,8 +224,11 @@ class Watch:
                 self._first_handlers["clock"](0, {})
 
     def _lost(self, index: int, how: str) -> None:
+        if index in self._said_bye:
+            return
         if self.leaving or self._ending is not None:
-            return  # it is no news that others end
+            self.gone.set()
+            return
         phase, _ = self._seen[index]
         text = (
             f"{who(self.names, index)} {how}, last seen at '{phase}'; this process "
@@ -227,11 +243,13 @@ class Watch:
         index = int(message["process"])
         if index == self.index or self.leaving or self._ending is not None:
             return
-        text = (
-            f"{who(self.names, index)} ended with an error at '{message['at']}', so "
-            f"this process ends too. The error there:\n{message['text']}"
-        )
-        self._ending = (time.monotonic() + GRACE_S, FAILED_CODE, text)
+        name, place = who(self.names, index), message["at"]
+        code = FAILED_CODE if message["code"] else 0
+        how = "with an error" if code else "with status 0"
+        text = f"{name} ended {how} at '{place}', so this process ends too."
+        if code:
+            text += f" The error there:\n{message['text']}"
+        self._ending = (time.monotonic() + GRACE_S, code, text)
 
     def _first_hears(self, index: int, message: Message) -> None:
         kind = str(message.get("kind"))

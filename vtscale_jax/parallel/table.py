@@ -1,0 +1,139 @@
+"""Plans as text: one table with a column for each, and as JSON."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from vtscale_jax.parallel.collectives import KINDS
+from vtscale_jax.parallel.plan import Plan
+from vtscale_jax.parallel.topologies import GIB, GPU, GPU_MEMORY_SHARE
+
+Cell = Callable[[Plan], str]
+
+
+def _gib(number: float | None) -> str:
+    return "–" if number is None else f"{number / GIB:.2f}"
+
+
+def _memory(name: str) -> Cell:
+    return lambda plan: _gib(plan.memory and getattr(plan.memory, name))
+
+
+def _sent(kind: str) -> Cell:
+    def cell(plan: Plan) -> str:
+        if plan.sent is None:
+            return "–"
+        total = plan.sent.get(kind)
+        return f"{_gib(total.sent)} ({total.runs:,}×)" if total else "0"
+
+    return cell
+
+
+def _mesh(plan: Plan) -> str:
+    return " ".join(f"{axis} {size}" for axis, size in plan.mesh.items())
+
+
+def _rows(plans: Sequence[Plan]) -> list[tuple[str, Cell | None]]:
+    """Labels and cells; a label without cell is a heading."""
+    kinds = [k for k in KINDS if any(k in (plan.sent or {}) for plan in plans)]
+    return [
+        ("device", lambda p: p.machine.chip.name),
+        ("devices", lambda p: str(p.machine.num_devices)),
+        ("mesh", _mesh),
+        ("frozen weights are", lambda p: p.frozen_layout),
+        ("rows per device × accumulation", lambda p: f"{p.rows} × {p.accumulation}"),
+        ("remat", lambda p: "yes" if p.remat else "no"),
+        ("on each device, GiB", None),
+        ("  frozen weights", _memory("frozen")),
+        ("  trainable parameters", _memory("trainable")),
+        ("  optimizer, accumulators", _memory("optimizer")),
+        ("  batch, padding", _memory("batch")),
+        ("  gradients", _memory("gradients")),
+        ("  activations, temporaries", _memory("activations")),
+        ("  program", _memory("program")),
+        ("  peak", lambda p: _gib(p.needed)),
+        ("  there is", lambda p: _gib(p.machine.chip.memory)),
+        ("  fits", lambda p: "yes" if p.fits else "NO"),
+        ("each device sends in a step, GiB", None),
+        *((f"  {kind}", _sent(kind)) for kind in kinds),
+        ("a step", None),
+        ("  PFLOP (without recomputing)", _flops),
+        ("  computing, s", lambda p: f"{p.seconds.compute:.2f}"),
+        ("  memory, s (at least)", lambda p: f"{p.seconds.memory:.2f}"),
+        ("  network, s", lambda p: f"{p.seconds.network:.2f}" if p.sent else "–"),
+        ("  predicted, s", lambda p: f"{p.seconds.step:.2f}" if p.sent else "–"),
+        ("the recipe", None),
+        ("  steps", lambda p: f"{p.steps:,}"),
+        ("  days", lambda p: f"{p.days:.1f}" if p.sent else "–"),
+        ("compiled in, s", lambda p: f"{p.compile_seconds:.0f}"),
+    ]
+
+
+def _flops(plan: Plan) -> str:
+    return f"{plan.work.flops / 1e15:.3f} ({plan.work.useful / 1e15:.3f})"
+
+
+def lines(plans: Sequence[Plan]) -> list[str]:
+    """The table, and what it is made for, above and below it."""
+    first = plans[0]
+    text = [f"{first.config}: the train step, compiled ahead", ""]
+    rows = [("", [plan.machine.name for plan in plans])]
+    for label, cell in _rows(plans):
+        rows.append((label, [cell(plan) if cell else "" for plan in plans]))
+    text += aligned([[label, *cells] for label, cells in rows])
+    text += [""]
+    text += [f"{plan.machine.name}: {plan.shapes}" for plan in plans]
+    text += [
+        f"computing: at {first.efficiency:.0%} of the peak of bfloat16 products; "
+        "predicted: the longest of the three, as if they overlapped wholly"
+    ]
+    if any(isinstance(plan.machine.chip, GPU) for plan in plans):
+        text += [
+            f"GPUs: JAX takes 75 % of the memory; XLA_CLIENT_MEM_FRACTION="
+            f"{GPU_MEMORY_SHARE} gives a run what is counted here"
+        ]
+    return text
+
+
+def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
+    """Rows of cells as lines: the first column to the left, the others to the right."""
+    widths = [max(len(cell) for cell in column) for column in zip(*rows, strict=True)]
+    return [
+        "  ".join(
+            cell.rjust(width) if number else cell.ljust(width)
+            for number, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
+        for row in rows
+    ]
+
+
+def as_json(plan: Plan) -> dict[str, Any]:
+    """A plan as JSON has it: bytes, seconds, operations."""
+    memory, chip = plan.memory, plan.machine.chip
+    return {
+        "config": plan.config,
+        "topology": plan.machine.name,
+        "device": chip.name,
+        "num_devices": plan.machine.num_devices,
+        "mesh": plan.mesh,
+        "frozen_layout": plan.frozen_layout,
+        "batch_size": plan.batch_size,
+        "rows_per_device": plan.rows,
+        "accumulation": plan.accumulation,
+        "remat": plan.remat,
+        "shapes": plan.shapes,
+        "memory_bytes": memory and memory._asdict(),
+        "peak_bytes": plan.needed,
+        "device_bytes": chip.memory,
+        "fits": plan.fits,
+        "sent_bytes": plan.sent and {k: t.sent for k, t in plan.sent.items()},
+        "sent_runs": plan.sent and {k: t.runs for k, t in plan.sent.items()},
+        "flops": plan.work.flops,
+        "useful_flops": plan.work.useful,
+        "traffic_bytes": plan.work._asdict() | {"flops": None, "useful": None},
+        "seconds": plan.seconds._asdict() | {"step": plan.seconds.step},
+        "efficiency": plan.efficiency,
+        "steps": plan.steps,
+        "days": plan.days if plan.sent is not None else None,
+        "compile_seconds": plan.compile_seconds,
+        "overrides": list(plan.overrides),
+    }
