@@ -86,7 +86,7 @@ def _run(log_every: int, eval_every: int, questions: int, save_every: int) -> di
         # A loss so many standard deviations above the last `window` stops the run.
         "stop": {"spike": 30.0, "window": 100},
         # Seconds: for all hosts to come at the start, and without a sign of life.
-        "hosts": {"wait_s": 600, "timeout_s": 300},
+        "hosts": {"wait_s": 600.0, "timeout_s": 300.0},
     }
 
 

@@ -45,8 +45,20 @@ def pytest_configure(config: pytest.Config) -> None:
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Skip parity tests, and say why, where torch is not installed."""
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Long tests are asked for by name."""
+    about = "also run the tests that take minutes, of kinds that others show in short"
+    parser.addoption("--long", action="store_true", help=about)
+
+
+def pytest_collection_modifyitems(
+    config: pytest.Config, items: list[pytest.Item]
+) -> None:
+    """Skip long tests unless asked for, and parity tests where torch is not installed;
+    the summary says why."""
+    for item in items:
+        if item.get_closest_marker("long") and not config.getoption("--long"):
+            item.add_marker(pytest.mark.skip("takes minutes: pytest --long"))
     if importlib.util.find_spec("torch") is not None:
         return
     for item in items:

@@ -21,7 +21,7 @@ def free_port() -> int:
 
 
 class Command:
-    """`python -m vtscale_jax.train` on `processes` of `devices` virtual devices each."""
+    """The training command, on `processes` with `devices` virtual devices each."""
 
     def __init__(
         self, folder: Path, cache: Path, processes: int, devices: int, **changes
@@ -31,8 +31,10 @@ class Command:
             "eval__questions": 0,
             "optim__steps": STEPS,
             "data__num_threads": 0,
-            "hosts__timeout_s": 20,
-            "hosts__wait_s": 120,
+            "checkpoint__every": 12,
+            "eval__every": 12,
+            "hosts__timeout_s": 60.0,
+            "hosts__wait_s": 120.0,
         }
         command = [sys.executable, "-m", "vtscale_jax.train"]
         command += ["--config", "configs/m8.py", "--workdir", str(folder)]
@@ -41,6 +43,7 @@ class Command:
         for index in range(processes):
             environment = os.environ | {
                 "JAX_COMPILATION_CACHE_DIR": str(cache / str(index)),
+                "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
                 "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
             }
             if processes > 1:
@@ -62,6 +65,11 @@ class Command:
     def wait_for(self, step: int) -> None:
         """Until the run has logged `step`, or has ended."""
         while self.running() and last_step(self.folder) < step:
+            time.sleep(0.02)
+
+    def wait_for_checkpoint(self, step: int) -> None:
+        """Until the checkpoint of `step` is written, or the run has ended."""
+        while self.running() and step not in saved_steps(self.folder):
             time.sleep(0.02)
 
     def running(self) -> bool:

@@ -3,6 +3,7 @@
 import dataclasses
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
@@ -66,14 +67,17 @@ def trainable(stage, model: ModelConfig) -> int:
     return sum(part.count for part in count_parameters(stage, model) if part.trains)
 
 
-def counted_by_xla(stage, model: ModelConfig, sizes: Sizes) -> float:
-    """XLA's count of the compiled train step; it visits a loop's body once."""
+def counted_by_xla(
+    stage, model: ModelConfig, sizes: Sizes, *, compiled: bool = False
+) -> float:
+    """XLA's count of the train step as traced, or as compiled, which takes longer; it
+    visits a loop's body once."""
     params, frozen = paths.partition(parameter_shapes(stage.model, model), stage.trains)
     optimizer = make_optimizer(OptimConfig(10, 1e-3), params)
     state = jax.eval_shape(lambda p: initial_state(p, optimizer), params)
     step, _ = make_steps(stage, model, optimizer)
-    compiled = jax.jit(step).lower(state, frozen, abstract_batch(sizes)).compile()
-    return compiled.cost_analysis()["flops"]
+    lowered = jax.jit(step).lower(state, frozen, abstract_batch(sizes))
+    return (lowered.compile() if compiled else lowered).cost_analysis()["flops"]
 
 
 @pytest.mark.parametrize("stage, sizes", [("align", ALIGN), ("finetune", SIZES)])
@@ -88,7 +92,9 @@ def test_agrees_with_xla(stage, sizes, remat, layers):
         compiled, counted = (model_config(n, remat=remat) for n in (3, 1))
     number = trainable(stage, compiled)
     ours = step_flops(stage, counted, sizes, trainable=number)
-    theirs = counted_by_xla(stage, compiled, sizes)
+    # What takes most to compile shows that the compiler adds and leaves out nothing.
+    hardest = remat and layers == "scanned"
+    theirs = counted_by_xla(stage, compiled, sizes, compiled=hardest)
     assert ours.total == pytest.approx(theirs, rel=TOLERANCE)
     assert ours.total < theirs  # what is left out is not less than nothing
     # Negative controls: without what remat repeats, without one of two halves.
@@ -157,7 +163,7 @@ def llama() -> LLMConfig:
 def test_llama_is_two_for_each_parameter_and_token():
     """2·N·tokens for N parameters outside the table, and 4·S²·D for each layer."""
     config, rows, length = llama(), 2, 2048
-    ids, keep = np.zeros((1, 8), np.int32), np.ones((1, 8), bool)
+    ids, keep = jnp.zeros((1, 8), jnp.int32), jnp.ones((1, 8), bool)
 
     def whole(model: LLM, ids, keep):
         return model.logits(model(model.embed(ids), keep).hidden)

@@ -4,13 +4,16 @@ import os
 import random
 import re
 import signal
+import socket
 import threading
 import time
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import pytest
 from two_processes import Ended, finish, launch, wait_for
 
+from vtscale_jax.parallel.lines import Lines
 from vtscale_jax.parallel.stopping import StopRequests
 from vtscale_jax.parallel.watch import Watch
 
@@ -137,6 +140,105 @@ def test_second_signal_says_that_it_is_stopping_already():
     assert "SIGTERM: this step is finished" in ended.err
     assert "SIGUSR1 again: stopping already" in ended.err
     assert ended.out.splitlines()[-1] == "no jax"
+
+
+class Together:
+    """Two processes in one: their decisions, without signals."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch):
+        with socket.create_server(("127.0.0.1", 0)) as server:
+            client = socket.create_connection(server.getsockname())
+            links = [{1: Lines(server.accept()[0])}, {0: Lines(client)}]
+        self.left: list[str] = []
+        monkeypatch.setattr(
+            StopRequests, "_leave", lambda _, why: self.left.append(why)
+        )
+        self.watches = [
+            Watch(i, ("a", "b"), links[i], peer_timeout_s=20.0) for i in range(2)
+        ]
+        # The decision takes its time: who has answered must wait for it.
+        to_all = self.watches[0].to_all
+        monkeypatch.setattr(self.watches[0], "to_all", lambda m: _later(to_all, m))
+        self.stops = [StopRequests(), StopRequests()]
+        for stop, watch in zip(self.stops, self.watches, strict=True):
+            stop.attach(Alone(watch))
+
+    def answered(self) -> None:
+        """Waits until both said where they are."""
+        _until(lambda: len(self.stops[0]._reports) == 2 and self.stops[1]._asked)
+
+
+def _later(to_all, message: dict) -> None:
+    if message["kind"] == "decided":
+        threading.Timer(0.5, to_all, [message]).start()
+    else:
+        to_all(message)
+
+
+@pytest.fixture
+def both(monkeypatch) -> Iterator[Together]:
+    two = Together(monkeypatch)
+    yield two
+    for watch in two.watches:
+        watch.leaving = True
+    for watch in two.watches:
+        watch.close()
+
+
+@pytest.mark.parametrize("who", [0, 1])
+def test_who_is_ahead_waits_for_the_decision(both, who):
+    first, second = both.stops
+    assert not first.requested(5)
+    assert not second.requested(5) and not second.requested(6)
+    both.stops[who]._came("SIGTERM")
+    both.answered()
+    # Step 7 is the first that nobody has passed.
+    assert second.requested(7)
+    assert not first.requested(6)
+    assert first.requested(7)
+    assert not both.left
+
+
+def test_a_decision_stays(both):
+    first, second = both.stops
+    assert not first.requested(5) and not second.requested(5)
+    first._came("SIGTERM")
+    assert first.requested(6)
+    first.leave_at_once("saved")  # before the other one asked
+    time.sleep(0.7)
+    assert second.requested(6) and not both.left
+    second.leave_at_once("saved")
+    _until(lambda: len(both.left) == 2)
+
+
+def test_who_has_not_begun_lets_all_leave(both):
+    first, second = both.stops
+    assert not first.requested(1)
+    first._came("SIGTERM")
+    both.answered()
+    _until(lambda: len(both.left) == 2)
+    assert both.left == ["SIGTERM on a (process 0)"] * 2
+
+
+def test_who_is_through_waits_for_the_others(both):
+    first, second = both.stops
+    assert not first.requested(9) and not second.requested(9)
+    assert not first.requested(10)
+    first.leave_at_once("all is saved")
+    second._came("SIGTERM")
+    both.answered()
+    assert not second.requested(10)  # the last step, which the first one passed
+    assert not both.left
+    second.leave_at_once("all is saved")
+    _until(lambda: len(both.left) == 2)
+    assert both.left == ["SIGTERM on b (process 1)"] * 2
+
+
+def _until(condition) -> None:
+    until = time.monotonic() + 5
+    while not condition():
+        assert time.monotonic() < until
+        time.sleep(0.01)
 
 
 def test_without_a_signal_nothing_stops():

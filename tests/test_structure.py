@@ -40,8 +40,8 @@ DEVICE = (
     *("stages", "optim", "step", "settings"),
 )
 ENTRY = (
-    *("assemble", "phases", "program", "prepare", "evaluate", "next_commands"),
-    "train",
+    *("assemble", "phases", "program", "prepare", "dry_run", "evaluate"),
+    *("next_commands", "train"),
     *("stream", "conversation", "trained", "ask", "sweep"),
 )
 SPINE = (HOST[0], "paths", *HOST[1:], *DEVICE, *ENTRY)

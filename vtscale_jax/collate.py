@@ -128,8 +128,8 @@ def collate(
     rows = range(len(samples)) if rows is None else rows
     if not samples or len(rows) != len(samples) or max(rows) >= spec.batch_size:
         raise ValueError(
-            f"got {len(samples)} samples for the rows {list(rows)}, but data.batch_size "
-            f"is {spec.batch_size}: collate one sample for each row, all below it."
+            f"got {len(samples)} samples for the rows {list(rows)} of a batch of "
+            f"{spec.batch_size}: collate one sample for each row, all below it."
         )
     sizes = _chosen_sizes(samples, spec)
     fusion = _fusion_input(samples, spec, sizes, rows)

@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
@@ -14,9 +15,10 @@ from PIL import Image
 
 from vtscale_jax.assemble import Parts, blanked, family_questions, prompts_encoding
 from vtscale_jax.eval.families import Answerer, family_scores, sample_rows
-from vtscale_jax.parallel.mesh import spread, to_host
+from vtscale_jax.parallel.mesh import feed, spread, to_host
+from vtscale_jax.program import Program
 from vtscale_jax.run_folder import RunFolder
-from vtscale_jax.types import Record
+from vtscale_jax.types import Batch, Record, Shards
 from vtscale_jax.vlm import ModelConfig
 from vtscale_jax.weights.starting import shipped
 
@@ -97,6 +99,16 @@ class Evaluator:
                 to_host,
             )
         return self._answerers[num_queries]
+
+
+def heldout_scores(
+    program: Program, params: dict, frozen: dict, batches: list[Batch], shards: Shards
+) -> dict[str, float]:
+    """Mean loss (and what goes with it) over held-out batches, of which each process
+    holds its part."""
+    placed = (feed(batch, program.mesh, shards) for batch in batches)
+    rows = jax.device_get([program.eval_step(params, frozen, one) for one in placed])
+    return {name: float(np.mean([row[name] for row in rows])) for name in rows[0]}
 
 
 def _bounds(config: ConfigDict) -> list[str]:

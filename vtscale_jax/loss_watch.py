@@ -41,7 +41,7 @@ class LossWatch:
     one, 1.48 times the median absolute deviation; `spike` 0 looks for none.
     """
 
-    def __init__(self, *, spike: float, window: int):
+    def __init__(self, *, spike: float | int, window: int):
         if spike < 0 or window < HISTORY:
             raise ValueError(
                 f"stop.spike is {spike} and stop.window {window}, expected at least 0 "

@@ -14,7 +14,7 @@ last lines say where.
 """
 
 import contextlib
-import errno
+import functools
 import shlex
 import sys
 import time
@@ -28,7 +28,8 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict, config_flags
 
 from vtscale_jax import paths, settings
-from vtscale_jax.evaluate import Evaluator
+from vtscale_jax.dry_run import dry_run
+from vtscale_jax.evaluate import Evaluator, heldout_scores
 from vtscale_jax.loss_watch import LossWatch, TrainingStopped, check_loss
 from vtscale_jax.metrics import MetricsLog, NoLog, Throughput
 from vtscale_jax.next_commands import ask_it, next_stage
@@ -40,15 +41,13 @@ from vtscale_jax.parallel.mesh import (
     own_shards,
     to_host,
 )
+from vtscale_jax.parallel.plan import measure
 from vtscale_jax.parallel.processes import Processes, start
 from vtscale_jax.parallel.stopping import StopRequests
 from vtscale_jax.phases import Feeding, Step, total_hash
 from vtscale_jax.prepare import count, identity, lay_out, load
-from vtscale_jax.program import Program
 from vtscale_jax.report.page import write_report
 from vtscale_jax.run_folder import RunFolder, code_version, versions
-from vtscale_jax.step import TrainState
-from vtscale_jax.types import Batch, Shards
 from vtscale_jax.weights import checkpoints, starting
 from vtscale_jax.weights.sizes import fill_sizes
 
@@ -56,10 +55,12 @@ _CONFIG = config_flags.DEFINE_config_file(
     "config", None, "Config file and presets, e.g. configs/m256.py:stage=align"
 )
 _WORKDIR = flags.DEFINE_string("workdir", None, "Run folder; default runs/<name>")
+_DRY_RUN = flags.DEFINE_bool(
+    "dry_run", False, "Compile the step, print what it needs, and train nothing"
+)
 _TRACEBACK = flags.DEFINE_bool("traceback", False, "Show the traceback of an error")
 
 
-FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # what a full disk answers
 ALONE = Cluster("single", None, 1, 0)
 
 
@@ -103,6 +104,7 @@ def train(
     run = lay_out(config)
     program, shards, total_steps = run.program, run.shards, run.total_steps
     watch = LossWatch(spike=config.stop.spike, window=config.stop.window)
+    processes.reached("its starting weights")
     weights = load(run)
     inputs = identity(run, weights)
     folder.check_inputs(inputs)
@@ -122,7 +124,7 @@ def train(
 
     with contextlib.ExitStack() as stack:
         stack.enter_context(folder.claimed(config.to_dict()))
-        processes.barrier("the run folder")
+        processes.barrier("the run folder", config.hosts.wait_s)
         folder.check_shared()
         saved = stack.enter_context(
             checkpoints.Checkpoints(
@@ -188,21 +190,32 @@ def train(
             fed = total_hash(processes.gather(np.array(halves, np.uint32)))
             seconds = elapsed + time.monotonic() - started
             data = {"stream": step.place, "elapsed_s": seconds, "fed": f"{fed:016x}"}
-            processes.barrier(f"the checkpoint of step {step.number}")
+            at = f"the checkpoint of step {step.number}"
+            processes.barrier(at, config.hosts.timeout_s)
             saved.save(state, data, heldout_loss=heldout_loss)
             manifest["samples_fed"] = data["fed"]
 
+        # Whatever ends this process, the others hear of it before anything is closed.
+        stack.push(functools.partial(_tell, processes))
+
         # Loop. Metrics are fetched one step late: the device never waits for them.
+        patience = config.hosts.wait_s  # hosts compile at different speeds
         try:
             for step in feeding.steps(begun, place_in_data):
                 number = step.number
-                processes.reached(f"step {number}")
+                # Who is late with its data, or hangs in it, is named after a while.
+                processes.barrier(f"the data of step {number}", patience)
+                patience = config.hosts.timeout_s
                 shapes = tuple(leaf.shape for leaf in jax.tree.leaves(step.batch))
                 batch = feed(step.batch, program.mesh, shards)
                 if shapes not in compiled:
                     jax.block_until_ready(state)
+                    patience = config.hosts.wait_s
                     with clock.paused():
                         compiled[shapes] = program.compile(batch)
+                        needs = measure(program, compiled[shapes])
+                    most = max(needs.peak, manifest.get("step_memory_bytes", 0))
+                    manifest["step_memory_bytes"] = most
                 state, metrics = compiled[shapes](state, frozen, batch)
                 if pending and due(pending[-1][0]):
                     flush()
@@ -216,8 +229,8 @@ def train(
                     continue
                 flush()
                 with clock.paused():
-                    scores = _heldout_scores(
-                        program, state, frozen, step.phase.heldout, shards
+                    scores = heldout_scores(
+                        program, state.params, frozen, step.phase.heldout, shards
                     )
                     # Of the parameters that would be saved, not of those before them.
                     check_loss(number, scores["loss"])
@@ -235,6 +248,8 @@ def train(
         except TrainingStopped as stop:
             raise _explained(stop, folder, feeding, pending, saved) from stop
         saved.wait()
+        if stops is not None:
+            stops.leave_at_once(f"step {total_steps} is saved")
 
         # Results: weights, scores, samples, report.
         trained = to_host(state.params)
@@ -256,18 +271,17 @@ def train(
         return report
 
 
-def _heldout_scores(
-    program: Program,
-    state: TrainState,
-    frozen: dict,
-    batches: list[Batch],
-    shards: Shards,
-) -> dict[str, float]:
-    """Mean loss (and what goes with it) over the held-out batches."""
-    placed = (feed(batch, program.mesh, shards) for batch in batches)
-    rows = [program.eval_step(state.params, frozen, batch) for batch in placed]
-    rows = jax.device_get(rows)
-    return {name: float(np.mean([row[name] for row in rows])) for name in rows[0]}
+def _tell(
+    processes: Processes, kind: type | None, error: BaseException | None, _: object
+) -> None:
+    """Tells the other processes why this one ends; raises PeerLost in place of what a
+    collective made of the end of another."""
+    if error is None or isinstance(error, Interrupted):
+        return
+    lost = processes.explain(error)
+    processes.failed(lost or error)
+    if lost is not None:
+        raise lost from error
 
 
 def _explained(
@@ -300,13 +314,6 @@ def _explained(
     )
 
 
-def _full(error: OSError, workdir: Path) -> str:
-    return (
-        f"the disk of {workdir} is full ({error}). The last checkpoint there is whole: "
-        "make room, and give the same command again to go on from it"
-    )
-
-
 def _device(mesh: Mesh, processes: Processes) -> dict[str, Any]:
     return {
         "kind": jax.devices()[0].device_kind,
@@ -329,7 +336,8 @@ def main(argv: list[str]) -> None:
     """Command line; errors in config, data or folders end it with their message."""
     if len(argv) > 1:
         raise app.UsageError(f"unexpected arguments {argv[1:]}; see --help")
-    logging.set_verbosity(logging.WARNING)  # orbax reports every file it writes
+    # orbax reports every file it writes, and every error that it also raises.
+    logging.set_verbosity(logging.FATAL)
     config = _CONFIG.value
     workdir = Path(_WORKDIR.value or f"runs/{config.name}")
     about = {
@@ -349,14 +357,16 @@ def main(argv: list[str]) -> None:
             stops.attach(processes)
             if jax.default_backend() == "cpu":
                 keep_freed_memory()
-            _run(config, workdir, processes, stops)
-    except (ValueError, OSError) as error:
+            with checkpoints.room_in(workdir):
+                if _DRY_RUN.value:
+                    lines = dry_run(config)
+                    print("\n".join(lines if processes.is_first else []))
+                else:
+                    _run(config, workdir, processes, stops)
+    except ValueError as error:
         if _TRACEBACK.value:
             raise
-        if isinstance(error, OSError) and error.errno not in FULL:
-            raise
-        message = str(error) if isinstance(error, ValueError) else _full(error, workdir)
-        sys.exit(f"error: {message}\n(--traceback shows where)")
+        sys.exit(f"error: {error}\n(--traceback shows where)")
 
 
 def _run(

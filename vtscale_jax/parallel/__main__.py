@@ -4,17 +4,13 @@ python -m vtscale_jax.parallel plan --config configs/m256.py:paper --topology v5
 """
 
 import argparse
-import functools
 import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from vtscale_jax.parallel.quiet import stderr_held_back
-
-if TYPE_CHECKING:
-    from vtscale_jax.parallel import planning
 
 EXAMPLE = """\
 example:
@@ -142,60 +138,21 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs a command; the exit status."""
     options = parse(arguments)
-    # No TPU is asked about itself: the compiler alone is wanted.
+    # No TPU is asked about itself, and none is taken: the compiler alone is wanted.
     os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
+    os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
     with stderr_held_back():  # plugins report absent drivers when jax is imported
         import jax
 
         from vtscale_jax.parallel import planning
     jax.config.update("jax_platforms", "cpu")
     try:
-        return planning.plan_command(options, arithmetic(), fill_sizes)
+        return planning.plan_command(options, fill_sizes)
     except (ValueError, OSError) as error:
         if options.traceback:
             raise
         print(f"error: {error}", file=sys.stderr)
         return 1
-
-
-def arithmetic() -> "planning.ArithmeticOf":
-    """What a step costs, of `cost`, in the form that plans want it."""
-    from vtscale_jax.cost import flops, traffic
-    from vtscale_jax.parallel.plan import Arithmetic, Work
-
-    parameters_of = functools.cache(traffic.count_parameters)
-
-    def of(stage: Any, model: Any, batch: Any, frozen_bytes: int, accumulation: int):
-        parameters = parameters_of(stage, model)
-        trainable = sum(part.count for part in parameters if part.trains)
-        frozen = sum(part.count for part in parameters if not part.trains)
-        sizes = flops.batch_sizes(batch)
-        count = flops.step_flops(
-            stage, model, sizes, trainable=trainable, accumulation=accumulation
-        )
-        moved = traffic.step_traffic(
-            parameters,
-            model,
-            sizes,
-            frozen_bytes=frozen_bytes,
-            accumulation=accumulation,
-        )
-        work = Work(
-            flops=count.total,
-            useful=count.useful,
-            weights=moved.weights,
-            residuals=moved.residuals,
-            updates=moved.gradients + moved.optimizer,
-        )
-        return Arithmetic(
-            work,
-            trainable=traffic.FLOAT32 * trainable,
-            frozen=frozen_bytes * frozen,
-            hidden=moved.hidden,
-            block=moved.largest_block,
-        )
-
-    return of
 
 
 def fill_sizes(config: Any) -> list[str]:

@@ -39,7 +39,7 @@ def make_mesh(sizes: Mapping[str, Any], devices: Sequence[Any] | None = None) ->
     """
     devices = jax.devices() if devices is None else devices
     shape = [sizes[axis] for axis in AXES]
-    asked = ", ".join(f"mesh.{axis} {size}" for axis, size in zip(AXES, shape))
+    asked = ", ".join(f"mesh.{axis} {sizes[axis]}" for axis in AXES)
     if shape.count(-1) > 1 or any(size < 1 and size != -1 for size in shape):
         raise MeshError(
             f"{asked}: expected positive sizes, of which one may be -1 (whatever the "

@@ -79,7 +79,7 @@ class Memory(NamedTuple):
 
 class Seconds(NamedTuple):
     """Of one step: computing at the stated efficiency, memory and network at their
-    peak. They run beside each other, so the longest is what a step takes."""
+    peak."""
 
     compute: float
     memory: float
@@ -87,8 +87,9 @@ class Seconds(NamedTuple):
 
     @property
     def step(self) -> float:
-        """The longest of the three."""
-        return max(self)
+        """What is predicted: memory is read while computing goes on, and sending is
+        taken to wait for both, though compilers overlap some of it."""
+        return max(self.compute, self.memory) + self.network
 
 
 class Plan(NamedTuple):

@@ -15,6 +15,7 @@ from ml_collections import ConfigDict, config_flags
 from vtscale_jax import settings
 from vtscale_jax.assemble import assemble, open_source, probed
 from vtscale_jax.collate import BatchSpec, blank_batch
+from vtscale_jax.dry_run import arithmetic
 from vtscale_jax.loader import kept_records
 from vtscale_jax.parallel import search, table
 from vtscale_jax.parallel.lengths import Lengths, assumed_shapes
@@ -22,20 +23,19 @@ from vtscale_jax.parallel.mesh import check_batch, make_mesh, num_shards
 from vtscale_jax.parallel.plan import Arithmetic, Plan, PlanError, make_plan
 from vtscale_jax.parallel.topologies import ALL, GPU, Topology, topology
 from vtscale_jax.program import Program
-from vtscale_jax.stages import Stage, get_stage
+from vtscale_jax.stages import get_stage
 from vtscale_jax.types import Batch, Shards
 from vtscale_jax.vlm import ModelConfig
 
-# (stage, model, batch, bytes of a frozen parameter, accumulation)
-ArithmeticOf = Callable[[Stage, ModelConfig, Batch, int, int], Arithmetic]
-
 
 def plan_command(
-    options: argparse.Namespace,
-    arithmetic: ArithmeticOf,
-    fill_sizes: Callable[[ConfigDict], Sequence[str]],
+    options: argparse.Namespace, fill_sizes: Callable[[ConfigDict], Sequence[str]]
 ) -> int:
-    """Plans what the command line asks for and prints it; the exit status."""
+    """Plans what the command line asks for and prints it; the exit status.
+
+    `fill_sizes` sets the sizes of pretrained models that are at hand in a config, and
+    says what it changed.
+    """
     config = read_config(options.config_words)
     notes = [f"from the weights: {line}" for line in fill_sizes(config)]
     settings.check(config)
@@ -45,7 +45,7 @@ def plan_command(
     searches: list[search.Found] = []
     refused: list[str] = []
     for machine in map(topology, names):
-        job = Job(config, machine, options, arithmetic)
+        job = Job(config, machine, options)
         try:
             if options.search:
                 found = job.fastest()
@@ -90,8 +90,8 @@ def read_config(words: Sequence[str]) -> ConfigDict:
     )
     try:
         values(argv)
-    except (AttributeError, flags.Error, OSError) as error:
-        raise PlanError(f"--config: {error}") from error
+    except (AttributeError, flags.Error, OSError, ValueError) as error:
+        raise PlanError(f"--config: {' '.join(str(error).split())}") from error
     return copy.deepcopy(holder.value).copy_and_resolve_references()
 
 
@@ -103,13 +103,11 @@ class Job:
         config: ConfigDict,
         machine: Topology,
         options: argparse.Namespace,
-        arithmetic: ArithmeticOf,
     ):
         self.machine = machine
         self.stage = get_stage(config.stage)
         self._devices: list[Any] | None = None
         self._options = options
-        self._arithmetic = arithmetic
         self._config = config
         self._lengths = Lengths(
             options.turns, options.question, options.answer, options.system
@@ -131,7 +129,7 @@ class Job:
     def as_it_is(self) -> Plan:
         """The config as it is, but for `--per_device`."""
         config = self._own_config()
-        mesh = make_mesh(config.mesh, self.devices)
+        mesh = make_mesh(config.mesh.to_dict(), self.devices)
         if self._options.per_device is not None:
             update = config.data.batch_size * config.optim.accumulation
             config.data.batch_size = self._options.per_device * num_shards(mesh)
@@ -194,7 +192,7 @@ class Job:
         if self._data is not None:
             shards = config.mesh.data * config.mesh.fsdp
         batch = self._batch(self._spec(config, shards), model)
-        return self._arithmetic(
+        return arithmetic(
             self.stage,
             model,
             batch,
@@ -203,7 +201,7 @@ class Job:
         )
 
     def _plan(self, config: ConfigDict) -> Plan:
-        mesh = make_mesh(config.mesh, self.devices)
+        mesh = make_mesh(config.mesh.to_dict(), self.devices)
         check_batch(mesh, config.data.batch_size, "data.batch_size")
         # As sizes, so that -1 is what it stands for.
         config.mesh.update(dict(mesh.shape))

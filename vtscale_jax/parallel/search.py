@@ -11,11 +11,18 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
-from vtscale_jax.parallel.plan import Arithmetic, Plan, Seconds, predict
+from vtscale_jax.parallel.plan import (
+    Arithmetic,
+    Plan,
+    PlanError,
+    Seconds,
+    predict,
+)
 from vtscale_jax.parallel.table import aligned
 from vtscale_jax.parallel.topologies import GIB, Topology
 
 MOST_ROWS = 64  # per device
+JUDGED = "too large, judging by those compiled"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,6 +87,7 @@ class Found(NamedTuple):
     best: Plan | None
     tried: tuple[Tried, ...]
     considered: int
+    too_large: int
 
 
 def choices(
@@ -168,29 +176,41 @@ def search(
     best: Plan | None = None
     # What compiled ones hold for the batch beyond arithmetic, others will hold too.
     factor = {True: 1.0, False: 1.0}
-    for one in ranked:
-        compiled = sum(t.plan is not None for t in tried)
-        if one.least > room or compiled == most_compiled:
-            continue
-        floor = max(one.seconds.compute, one.seconds.memory) / one.choice.batch_size
-        if best is not None and floor >= _per_row(best):
+
+    def guess(one: Estimate) -> float:
+        return one.beyond(factor[one.choice.remat])
+
+    left = [one for one in ranked if one.least <= room]
+    count = 0
+    while left and count < most_compiled:
+        # The last chance goes to what needs least: does anything fit?
+        last_chance = best is None and count == most_compiled - 1
+        one = left.pop(left.index(min(left, key=guess)) if last_chance else 0)
+        if best is not None and one.per_row >= _per_row(best):
             break
-        if one.beyond(factor[one.choice.remat]) > room:
-            tried.append(Tried(one, None, "too large, by those compiled"))
+        if guess(one) > room and not last_chance:
+            tried.append(Tried(one, None, JUDGED))
             continue
-        plan = plan_of(one.choice)
+        count += 1
+        mesh, frozen, remat, rows = one.choice.describe()
+        said = (
+            f"{machine.name}: mesh {mesh}, frozen {frozen}, remat {remat}, rows {rows}"
+        )
+        try:
+            plan = plan_of(one.choice)
+        except PlanError as error:
+            tried.append(Tried(one, None, str(error).splitlines()[0]))
+            say(f"{said}: {error}")
+            continue
         tried.append(Tried(one, plan))
         ratio = (plan.needed - one.state) / max(1, one.least - one.state)
         factor[one.choice.remat] = max(1.0, ratio)
         if plan.fits and (best is None or _per_row(plan) < _per_row(best)):
             best = plan
         verdict = f"{plan.seconds.step:.2f} s" if plan.fits else "does not fit"
-        mesh, frozen, remat, rows = one.choice.describe()
-        say(
-            f"{machine.name}: mesh {mesh}, frozen {frozen}, remat {remat}, "
-            f"rows {rows}: {plan.needed / GIB:.2f} GiB, {verdict}"
-        )
-    return Found(best, tuple(tried), len(ranked))
+        say(f"{said}: {plan.needed / GIB:.2f} GiB, {verdict}")
+    too_large = sum(one.least > room for one in ranked)
+    return Found(best, tuple(tried), len(ranked), too_large)
 
 
 def _per_row(plan: Plan) -> float:
@@ -198,7 +218,7 @@ def _per_row(plan: Plan) -> float:
 
 
 def lines(found: Found) -> list[str]:
-    """What was tried, as a table."""
+    """What was compiled, as a table, and how many were left out and why."""
     head = ["data × fsdp × tensor", "frozen", "remat", "rows × accumulation"]
     head += ["at least, GiB", "peak, GiB", "step, s", "rows per s", ""]
     rows = [head]
@@ -206,7 +226,7 @@ def lines(found: Found) -> list[str]:
         cells = [*one.estimate.choice.describe(), f"{one.estimate.least / GIB:.2f}"]
         plan = one.plan
         if plan is None:
-            rows.append([*cells, "–", "–", "–", one.why_not])
+            rows += [[*cells, "–", "–", "–", one.why_not]] * (one.why_not != JUDGED)
             continue
         peak = f"{plan.needed / GIB:.2f}"
         if not plan.fits:
@@ -216,9 +236,10 @@ def lines(found: Found) -> list[str]:
         speed = f"{plan.batch_size / step:.1f}"
         mark = "best" if plan is found.best else ""
         rows.append([*cells, peak, f"{step:.2f}", speed, mark])
-    compiled = sum(one.plan is not None for one in found.tried)
+    judged = sum(one.why_not == JUDGED for one in found.tried)
     return [
-        f"{found.considered:,} ways considered, {compiled} compiled:",
+        f"{found.considered:,} ways considered; {found.too_large:,} cannot fit by "
+        f"arithmetic, {judged:,} judging by those compiled; compiled:",
         *aligned(rows),
     ]
 

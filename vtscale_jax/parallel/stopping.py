@@ -68,6 +68,7 @@ class StopRequests:
         # On process 0: who got a signal first, and where each process is since then.
         self._cause = ""
         self._reports: dict[int, str | int] = {}
+        self._settled = False  # after which step the loops stop is decided once
 
     def __enter__(self) -> "StopRequests":
         self._old, self._main = {}, threading.main_thread()
@@ -213,6 +214,9 @@ class StopRequests:
             # Without the one that has not begun, no other finished more than a step.
             decision |= {"do": "leave"}
         else:
+            if self._settled:
+                return
+            self._settled = True
             # Who is through with the loop waits for the others to be.
             last = max(steps) + 1 if len(steps) == len(places) else None
             decision |= {"do": "stop", "step": last}

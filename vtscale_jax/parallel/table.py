@@ -1,5 +1,6 @@
 """Plans as text: one table with a column for each, and as JSON."""
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -56,20 +57,25 @@ def _rows(plans: Sequence[Plan]) -> list[tuple[str, Cell | None]]:
         ("each device sends in a step, GiB", None),
         *((f"  {kind}", _sent(kind)) for kind in kinds),
         ("a step", None),
-        ("  PFLOP (without recomputing)", _flops),
-        ("  computing, s", lambda p: f"{p.seconds.compute:.2f}"),
-        ("  memory, s (at least)", lambda p: f"{p.seconds.memory:.2f}"),
-        ("  network, s", lambda p: f"{p.seconds.network:.2f}" if p.sent else "–"),
-        ("  predicted, s", lambda p: f"{p.seconds.step:.2f}" if p.sent else "–"),
+        ("  TFLOP (without recomputing)", _flops),
+        ("  computing, s", lambda p: _known(p.seconds.compute)),
+        ("  memory, s (at least)", lambda p: _known(p.seconds.memory)),
+        ("  network, s", lambda p: _known(p.seconds.network) if p.sent else "–"),
+        ("  predicted, s", lambda p: _known(p.seconds.step) if p.sent else "–"),
         ("the recipe", None),
         ("  steps", lambda p: f"{p.steps:,}"),
-        ("  days", lambda p: f"{p.days:.1f}" if p.sent else "–"),
+        ("  days", lambda p: _known(p.days, 1) if p.sent else "–"),
         ("compiled in, s", lambda p: f"{p.compile_seconds:.0f}"),
     ]
 
 
+def _known(number: float, digits: int = 2) -> str:
+    """Of a chip that is not in the tables nothing can be predicted."""
+    return "–" if math.isnan(number) else f"{number:.{digits}f}"
+
+
 def _flops(plan: Plan) -> str:
-    return f"{plan.work.flops / 1e15:.3f} ({plan.work.useful / 1e15:.3f})"
+    return f"{plan.work.flops / 1e12:,.2f} ({plan.work.useful / 1e12:,.2f})"
 
 
 def lines(plans: Sequence[Plan]) -> list[str]:
@@ -84,7 +90,7 @@ def lines(plans: Sequence[Plan]) -> list[str]:
     text += [f"{plan.machine.name}: {plan.shapes}" for plan in plans]
     text += [
         f"computing: at {first.efficiency:.0%} of the peak of bfloat16 products; "
-        "predicted: the longest of the three, as if they overlapped wholly"
+        "predicted: the longer of computing and memory, and then the network"
     ]
     if any(isinstance(plan.machine.chip, GPU) for plan in plans):
         text += [

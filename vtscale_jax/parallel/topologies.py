@@ -15,6 +15,7 @@ import os
 import re
 from typing import Any
 
+import jax
 from jax.experimental import topologies
 
 from vtscale_jax.parallel.quiet import stderr_held_back
@@ -188,6 +189,9 @@ TPUS = {
     ),
 }
 
+# What JAX calls some of them.
+_KINDS = {"TPU v5 lite": "TPU v5e", "TPU v5": "TPU v5p", "TPU v6 lite": "TPU v6e"}
+
 # What `--topology all` plans for.
 ALL = (
     *("a100-40gb:8", "a100-80gb:8", "h100:8"),
@@ -236,6 +240,25 @@ class Topology:
             found = topologies.get_topology_desc(topology_name=name, **options)
         assert len(found.devices) == self.num_devices
         return found.devices
+
+
+def here() -> Topology:
+    """The devices of this run. Of a chip that is not in the tables only the memory is
+    known, and no time can be predicted."""
+    devices = jax.devices()
+    kind = str(devices[0].device_kind)
+    stats = jax.local_devices()[0].memory_stats() or {}
+    if "bytes_limit" in stats:
+        memory = int(stats["bytes_limit"])
+    else:  # a CPU: its share of the machine's
+        pages = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+        memory = pages // jax.local_device_count()
+    known = {chip.name: chip for chip in (*GPUS.values(), *TPUS.values())}
+    chip = known.get(_KINDS.get(kind, kind))
+    if chip is None:
+        chip = Chip(kind, memory, math.nan, math.nan, math.nan)
+    chip = dataclasses.replace(chip, memory=memory)
+    return Topology(f"here: {len(devices)} × {kind}", chip, len(devices))
 
 
 def topology(name: str) -> Topology:

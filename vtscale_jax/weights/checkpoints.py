@@ -6,7 +6,11 @@ the newest one that can be read and whose checksum is right, onto any mesh and a
 number of processes.
 """
 
+import contextlib
+import errno
+import re
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,6 +22,7 @@ from vtscale_jax.step import TrainState
 from vtscale_jax.weights.checksums import checksum
 
 BEST_METRIC = "heldout_loss"
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # what a full disk answers
 
 
 def _loss(metrics: dict[str, float]) -> float:
@@ -26,6 +31,28 @@ def _loss(metrics: dict[str, float]) -> float:
 
 class CheckpointError(ValueError):
     """No checkpoint of a run could be read."""
+
+
+class DiskFull(ValueError):
+    """There was no room for what a run writes."""
+
+
+@contextlib.contextmanager
+def room_in(folder: Path) -> Iterator[None]:
+    """Turns what a full disk makes of a write inside into DiskFull."""
+    try:
+        yield
+    except (OSError, ValueError) as error:
+        # tensorstore tells the system's number in its text only.
+        found = re.search(r"os_error_code='(\d+)'", str(error))
+        number = int(found[1]) if found else getattr(error, "errno", None)
+        if number not in FULL:
+            raise
+        raise DiskFull(
+            f"the disk of {folder} is full ({errno.errorcode[number]}). The last "
+            "checkpoint there is whole: make room, and give the same command again to "
+            "go on from it"
+        ) from error
 
 
 class Restored(NamedTuple):
@@ -62,7 +89,13 @@ class Checkpoints:
         return self
 
     def __exit__(self, *exception: object) -> None:
-        self._manager.close()
+        try:
+            self._manager.close()
+        except Exception:
+            # A save that failed in the background is reported again at the end; the
+            # first report counts.
+            if exception[0] is None:
+                raise
 
     def save(
         self,
