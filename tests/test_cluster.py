@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from vtscale_jax.parallel.cluster import Cluster, ClusterError, find_cluster
-from vtscale_jax.parallel.node_lists import NodeListError, expand, expand_counts
+from vtscale_jax.parallel.hosts.cluster import Cluster, ClusterError, find_cluster
+from vtscale_jax.parallel.hosts.node_lists import NodeListError, expand, expand_counts
 
 OURS = {
     "VTSCALE_COORDINATOR": "node01:6000",

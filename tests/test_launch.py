@@ -24,7 +24,7 @@ from launch_stand_ins import (
 )
 
 from configs.base import with_queries
-from vtscale_jax.parallel.cluster import find_cluster
+from vtscale_jax.parallel.hosts.cluster import find_cluster
 
 SCRIPTS = [*sorted(LAUNCH.glob("*.sh")), LAUNCH / "slurm.sbatch", ROOT / ".ci" / "run"]
 ALL_M = (1, 8, 16, 32, 64, 128, 256, 384, 512, 768)

@@ -23,7 +23,7 @@ from launch_stand_ins import (
     wait_for,
 )
 
-from vtscale_jax.parallel.cluster import find_cluster
+from vtscale_jax.parallel.hosts.cluster import find_cluster
 
 # Runs its command on two nodes, with the variables of SLURM; passes USR1 on.
 SRUN = """

@@ -2,6 +2,8 @@
 
 import dataclasses
 import json
+import subprocess
+import sys
 
 import jax
 import numpy as np
@@ -22,7 +24,14 @@ from vtscale_jax.parallel.plan import (
     bytes_per_device,
     predict,
 )
-from vtscale_jax.parallel.topologies import GIB, Chip, Topology, topology
+from vtscale_jax.parallel.topologies import (
+    GIB,
+    Chip,
+    Topology,
+    TopologyError,
+    check_compiler,
+    topology,
+)
 from vtscale_jax.program import Program
 from vtscale_jax.tokens import QueryLayout
 from vtscale_jax.types import Kind
@@ -30,6 +39,8 @@ from vtscale_jax.types import Kind
 # ml_collections loads a config file in a way that Python 3.12 no longer has.
 pytestmark = pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")
 
+# Short texts, where their lengths are assumed.
+SHORT = ("--lengths", "assumed", "--turns", "2", "--question", "4", "--answer", "4")
 HERE = Chip("this CPU", memory=GIB, flops=1e12, bandwidth=1e10, link=1e9)
 
 
@@ -48,7 +59,8 @@ def in_repo(repo_dir, monkeypatch):
 
 
 def words(topology: str = "here:8", *more: str, arg: str = "", **fields) -> list[str]:
-    fields = {"model__dtype": "float32", "model__llm_param_dtype": "float32"} | fields
+    always = {"model__dtype": "float32", "model__llm_param_dtype": "float32"}
+    fields = always | {"data__max_local_views": 2} | fields
     config = f"configs/m8.py{arg and ':' + arg}"
     changed = small_runs.flags(**fields)
     return ["plan", "--config", config, "--topology", topology, *changed, *more]
@@ -73,7 +85,7 @@ def here(monkeypatch):
 
 def test_plan_is_what_a_run_would_hold(in_repo):
     """Bytes on each device are those of real arrays laid out by the run's program."""
-    one = job("--lengths", "assumed", mesh__data=2, mesh__fsdp=4)
+    one = job(*SHORT, mesh__data=2, mesh__fsdp=4)
     plan = one.as_it_is()
     config = one._config
     mesh = make_mesh({"data": 2, "fsdp": 4, "tensor": 1})
@@ -99,7 +111,8 @@ def test_plan_is_what_a_run_would_hold(in_repo):
     assert plan.memory.optimizer == held(state.opt_state)
     frozen = sum(leaf.size * 4 for leaf in jax.tree.leaves(program.frozen))
     assert plan.memory.frozen == frozen
-    spec = assumed_shapes(config, Lengths(), model.vision.tokens_per_crop)
+    lengths = Lengths(turns=2, question=4, answer=4)
+    spec = assumed_shapes(config, lengths, model.vision.tokens_per_crop)
     batch = blank_batch(spec, "adapt", model.vision.image_size)
     step_counter = 4
     assert plan.memory.batch == held(spread(batch, mesh)) + step_counter
@@ -111,24 +124,19 @@ def test_plan_is_what_a_run_would_hold(in_repo):
     assert plan.needed == sum(plan.memory) == pytest.approx(needed, rel=0.01)
     assert plan.memory.gradients == plan.memory.trainable
     # Negative control: another layout holds something else.
-    other = job("--lengths", "assumed", mesh__data=8, mesh__fsdp=1).as_it_is()
+    other = job(*SHORT, mesh__data=8, mesh__fsdp=1).as_it_is()
     assert other.memory is not None
-    assert other.memory.trainable > 3.5 * plan.memory.trainable
+    assert other.memory.trainable > 3 * plan.memory.trainable
     assert other.sent is not None and plan.sent is not None
-    assert set(other.sent) == {"all-reduce"} and "all-gather" in plan.sent
+    # Parameters come together in one, and only vision tokens in the other.
+    assert plan.sent["all-gather"].sent > 3 * other.sent["all-gather"].sent
 
 
 def test_recipe(in_repo):
-    plan = job(
-        "--lengths",
-        "assumed",
-        *("--records", "1000", "--efficiency", "0.5"),
-        arg="stage=finetune",
-        optim__steps="None",
-        optim__epochs=2.0,
-        data__batch_size=16,
-        optim__accumulation=5,
-    ).as_it_is()
+    more = ("--records", "1000", "--efficiency", "0.5")
+    one = job(*SHORT, *more, data__batch_size=16, optim__accumulation=5)
+    one._config.optim.update(steps=None, epochs=2.0)
+    plan = one.as_it_is()
     updates = 2 * 1000 // (16 * 5)
     assert plan.steps == updates * 5
     assert plan.seconds.compute == pytest.approx(plan.work.flops / 8 / 0.5e12)
@@ -136,6 +144,9 @@ def test_recipe(in_repo):
     assert plan.rows == 2
     longest = max(plan.seconds.compute, plan.seconds.memory)
     assert plan.seconds.step == longest + plan.seconds.network
+    # A tenth of the records is a tenth of the steps.
+    one._config.data.subset = 0.1
+    assert one._records(one._config) == 100
 
 
 def test_shapes_of_data_at_hand(in_repo):
@@ -144,9 +155,9 @@ def test_shapes_of_data_at_hand(in_repo):
     spec = one._spec(one._config, 8)
     assert spec.crops[-1] % 8 == 0
     assert spec.llm_length[-1] < 200  # digit pages ask short questions
-    assert other._spec(other._config, 8).llm_length == (1136,)
-    plan = job("--lengths", "data").as_it_is()
-    assert "of the config's data" in plan.shapes and "C 80" in plan.shapes
+    # 64 of system text, M = 4 and seven times N = 4, eight turns of 32 + 96 + 8 + 1.
+    assert other._spec(other._config, 8).llm_length == (1200,)
+    assert "of the config's data" in job("--lengths", "data").as_it_is().shapes
 
 
 def test_assumed_shapes_hold_what_they_say(in_repo):
@@ -181,8 +192,7 @@ def test_assumed_shapes_hold_what_they_say(in_repo):
 
 def test_per_device_keeps_updates(in_repo):
     plan = job(
-        "--lengths",
-        "assumed",
+        *SHORT,
         *("--per_device", "2"),
         data__batch_size=8,
         optim__accumulation=6,
@@ -192,7 +202,7 @@ def test_per_device_keeps_updates(in_repo):
 
 def test_batch_that_cannot_be_shared_out(in_repo):
     with pytest.raises(ValueError, match="data.batch_size is 12, expected a multiple"):
-        job("--lengths", "assumed", data__batch_size=12).as_it_is()
+        job(*SHORT, data__batch_size=12).as_it_is()
 
 
 def test_predict():
@@ -230,7 +240,7 @@ def test_choices():
 
 def test_estimate_is_a_lower_bound(in_repo):
     """What compiled programs need and send is no less than arithmetic says."""
-    one = job("--lengths", "assumed", data__batch_size=8, optim__accumulation=2)
+    one = job(*SHORT, data__batch_size=8, optim__accumulation=2)
     for remat, frozen, mesh in (
         (True, "sharded", (1, 8, 1)),
         (False, "replicated", (4, 1, 2)),
@@ -242,13 +252,14 @@ def test_estimate_is_a_lower_bound(in_repo):
         assert guess.state < guess.least <= plan.needed
         assert plan.memory is not None
         held = plan.memory[:3] + plan.memory[4:5]
-        assert guess.state == pytest.approx(sum(held), rel=0.05)
+        # In so small a model, vectors and other copies are not little.
+        assert 0.6 * sum(held) < guess.state <= sum(held)
         assert guess.seconds.compute == plan.seconds.compute
         assert guess.seconds.memory == plan.seconds.memory
 
 
 def test_search_finds_the_fastest_that_fits(in_repo):
-    arguments = ("--lengths", "assumed", "--compile_at_most", "4")
+    arguments = (*SHORT, "--compile_at_most", "2")
     fields = {"data__batch_size": 8, "optim__accumulation": 2}
     roomy = job(*arguments, **fields).fastest()
     assert roomy.best is not None and roomy.best.fits
@@ -264,7 +275,7 @@ def test_search_finds_the_fastest_that_fits(in_repo):
     assert config.data.batch_size == roomy.best.batch_size
     assert config.model.remat is False
     # With less memory, something that needs less.
-    room = dataclasses.replace(HERE, memory=roomy.best.needed // 2)
+    room = dataclasses.replace(HERE, memory=int(0.8 * roomy.best.needed))
     tight = job(*arguments, machine=Here("tight", room, 8), **fields).fastest()
     assert tight.best is not None and tight.best.needed <= room.memory
     assert tight.best.seconds.step / tight.best.batch_size >= min(speeds)
@@ -276,7 +287,7 @@ def test_search_finds_the_fastest_that_fits(in_repo):
 
 
 def test_a_choice_that_the_compiler_refuses_is_listed(in_repo, monkeypatch):
-    one = job("--lengths", "assumed", "--compile_at_most", "2")
+    one = job(*SHORT, "--compile_at_most", "2")
 
     def refuse(config):
         raise PlanError("no tiles for this shape\nmore")
@@ -290,11 +301,11 @@ def test_a_choice_that_the_compiler_refuses_is_listed(in_repo, monkeypatch):
 
 def test_command_prints_one_table(in_repo, here, capsys, tmp_path):
     file = tmp_path / "plan.json"
-    status = command.main(words("here:8", "--json", str(file), "--lengths", "assumed"))
+    status = command.main(words("here:8", "--json", str(file), *SHORT))
     out = capsys.readouterr().out
     assert status == 0
     (plan,) = json.loads(file.read_text())["plans"]
-    for label in ("frozen weights", "gradients", "peak", "fits", "PFLOP", "days"):
+    for label in ("frozen weights", "gradients", "peak", "fits", "TFLOP", "days"):
         assert any(line.strip().startswith(label) for line in out.splitlines()), label
     assert plan["fits"] and plan["device"] == "this CPU"
     assert sum(plan["memory_bytes"].values()) == plan["peak_bytes"]
@@ -306,7 +317,7 @@ def test_command_prints_one_table(in_repo, here, capsys, tmp_path):
 def test_command_says_when_it_does_not_fit(in_repo, monkeypatch, capsys):
     small = dataclasses.replace(HERE, memory=2**20)
     monkeypatch.setattr(planning, "topology", lambda name: Here(name, small, 8))
-    assert command.main(words("here:8", "--lengths", "assumed")) == 1
+    assert command.main(words("here:8", *SHORT)) == 1
     lines = [line.split() for line in capsys.readouterr().out.splitlines()]
     assert ["fits", "NO"] in lines
 
@@ -344,7 +355,7 @@ def test_all_lists_what_is_not_planned(in_repo, capsys, monkeypatch):
         "topology",
         lambda name: Here(name, HERE, 8) if name == "here:8" else topology(name),
     )
-    assert command.main(words("all", "--lengths", "assumed")) == 1
+    assert command.main(words("all", *SHORT)) == 1
     out = capsys.readouterr().out
     assert "here:8" in out
     for extra, name in (("plan-tpu", "v5e-16"), ("plan-gpu", "h100:8")):
@@ -368,3 +379,59 @@ def test_bytes_per_device():
     cut = jax.NamedSharding(mesh, jax.P("fsdp"))
     tree = [jax.ShapeDtypeStruct((16, 3), np.float16, sharding=cut)]
     assert bytes_per_device(tree) == 4 * 3 * 2
+
+
+# What libtpu 0.0.52 says of a program that its chip cannot hold.
+TOO_LARGE = (
+    "RESOURCE_EXHAUSTED: E1000: CompileTimeHbmOom: Ran out of memory on HBM, the total "
+    "memory required for HLO temporaries (17.42G) exceeds available HBM (15.75G). HLO "
+    "module: jit_step.\nSee https://openxla.org/xla/errors/error_1000"
+)
+
+
+def test_a_compiler_that_says_too_large(in_repo, monkeypatch, capsys):
+    def refuse(self, batch, **options):
+        raise jax.errors.JaxRuntimeError(TOO_LARGE)
+
+    monkeypatch.setattr(Program, "compile", refuse)
+    small = dataclasses.replace(HERE, memory=int(15.75 * GIB))
+    plan = job(*SHORT, machine=Here("here:8", small, 8)).as_it_is()
+    assert not plan.fits and plan.memory is None and plan.sent is None
+    assert plan.needed == int(17.42 * GIB)
+    text = "\n".join(table.lines([plan]))
+    assert "17.42" in text and "NO" in text
+    assert table.as_json(plan)["days"] is None
+    assert json.dumps(table.as_json(plan))
+
+
+def test_a_compiler_that_refuses(in_repo, monkeypatch):
+    def refuse(self, batch, **options):
+        raise jax.errors.JaxRuntimeError("INTERNAL: no tile sizes\nand more")
+
+    monkeypatch.setattr(Program, "compile", refuse)
+    with pytest.raises(PlanError, match="here:8 refused.*no tile sizes\nThis is no"):
+        job(*SHORT).as_it_is()
+
+
+@pytest.mark.parametrize("name", ["a100-40gb:8", "h100:1", "v5e-16"])
+def test_real_compilers(in_repo, name, tmp_path):
+    """The command as typed, in a process of its own, for a machine that is not here."""
+    try:
+        check_compiler(topology(name))
+    except TopologyError:
+        pytest.skip(f"the compiler for {name} is an extra (plan-gpu, plan-tpu)")
+    machine = topology(name)
+    file = tmp_path / "plan.json"
+    more = ("--json", str(file), *SHORT)
+    arguments = words(name, *more, data__batch_size=16, mesh__fsdp=-1, mesh__data=1)
+    process = subprocess.run(
+        [sys.executable, "-m", "vtscale_jax.parallel", *arguments],
+        capture_output=True,
+        text=True,
+    )
+    assert process.returncode == 0, process.stderr
+    (plan,) = json.loads(file.read_text())["plans"]
+    assert plan["num_devices"] == machine.num_devices
+    assert plan["device_bytes"] == machine.chip.memory
+    assert bool(plan["sent_bytes"]) == (machine.num_devices > 1)
+    assert "fits" in process.stdout

@@ -12,10 +12,10 @@ from concurrent.futures import Future, ThreadPoolExecutor
 import pytest
 from two_processes import free_port
 
-from vtscale_jax.parallel import preflight
-from vtscale_jax.parallel.cluster import Cluster
-from vtscale_jax.parallel.lines import LineError, Lines
-from vtscale_jax.parallel.preflight import Meeting, PreflightError, meet
+from vtscale_jax.parallel.hosts import preflight
+from vtscale_jax.parallel.hosts.cluster import Cluster
+from vtscale_jax.parallel.hosts.lines import LineError, Lines
+from vtscale_jax.parallel.hosts.preflight import Meeting, PreflightError, meet
 
 ABOUT = {"jax": "0.10.2", "config": "c0ffee"}
 HOSTS = ("a", "b", "c")

@@ -14,13 +14,18 @@ import numpy as np
 import pytest
 from two_processes import Ended, finish, free_port, launch, wait_for
 
-from vtscale_jax.parallel import processes as processes_module
-from vtscale_jax.parallel.cluster import Cluster
-from vtscale_jax.parallel.lines import Lines
-from vtscale_jax.parallel.meetings import Behind, Meetings
-from vtscale_jax.parallel.preflight import Meeting
-from vtscale_jax.parallel.processes import Disagreement, PeerLost, Processes, start
-from vtscale_jax.parallel.watch import LOST_CODE, Watch
+from vtscale_jax.parallel.hosts import processes as processes_module
+from vtscale_jax.parallel.hosts.cluster import Cluster
+from vtscale_jax.parallel.hosts.lines import Lines
+from vtscale_jax.parallel.hosts.meetings import Behind, Meetings
+from vtscale_jax.parallel.hosts.preflight import Meeting
+from vtscale_jax.parallel.hosts.processes import (
+    Disagreement,
+    PeerLost,
+    Processes,
+    start,
+)
+from vtscale_jax.parallel.hosts.watch import LOST_CODE, Watch
 
 AGAIN = "Start the same command again on all hosts"
 
@@ -337,7 +342,7 @@ def test_meetings_module_waits_for_no_one_alone():
 def test_stopping_does_not_import_jax():
     code = (
         "import sys\n"
-        "from vtscale_jax.parallel import cluster, meetings, preflight, stopping\n"
+        "from vtscale_jax.parallel.hosts import cluster, meetings, preflight, stopping\n"
         "print(sorted({'jax', 'jaxlib', 'numpy'} & set(sys.modules)))"
     )
     child = subprocess.run(

@@ -13,9 +13,9 @@ from typing import NamedTuple
 import pytest
 from two_processes import Ended, finish, launch, wait_for
 
-from vtscale_jax.parallel.lines import Lines
-from vtscale_jax.parallel.stopping import StopRequests
-from vtscale_jax.parallel.watch import Watch
+from vtscale_jax.parallel.hosts.lines import Lines
+from vtscale_jax.parallel.hosts.stopping import StopRequests
+from vtscale_jax.parallel.hosts.watch import Watch
 
 
 class Alone(NamedTuple):

@@ -95,8 +95,8 @@ def _train() -> None:
     import numpy as np
     from jax.sharding import NamedSharding, PartitionSpec
 
-    from vtscale_jax.parallel import processes as module
-    from vtscale_jax.parallel.stopping import StopRequests
+    from vtscale_jax.parallel.hosts import processes as module
+    from vtscale_jax.parallel.hosts.stopping import StopRequests
 
     steps, fail = int(os.environ.get("STEPS", "400")), os.environ.get("FAIL", "")
     peer_timeout_s = float(os.environ.get("PEER_TIMEOUT_S", "20"))
@@ -134,11 +134,11 @@ def _train() -> None:
 
 def _loop() -> None:
     """A loop whose steps wait for each other by messages: no JAX is imported."""
-    from vtscale_jax.parallel import stopping
-    from vtscale_jax.parallel.cluster import find_cluster
-    from vtscale_jax.parallel.meetings import CLOSE, Meetings
-    from vtscale_jax.parallel.preflight import meet
-    from vtscale_jax.parallel.watch import Watch
+    from vtscale_jax.parallel.hosts import stopping
+    from vtscale_jax.parallel.hosts.cluster import find_cluster
+    from vtscale_jax.parallel.hosts.meetings import CLOSE, Meetings
+    from vtscale_jax.parallel.hosts.preflight import meet
+    from vtscale_jax.parallel.hosts.watch import Watch
 
     class Run(NamedTuple):
         watch: Watch | None

@@ -34,16 +34,16 @@ from vtscale_jax.loss_watch import LossWatch, TrainingStopped, check_loss
 from vtscale_jax.metrics import MetricsLog, NoLog, Throughput
 from vtscale_jax.next_commands import ask_it, next_stage
 from vtscale_jax.optim import learning_rate
-from vtscale_jax.parallel.cluster import Cluster
 from vtscale_jax.parallel.host import keep_freed_memory, peak_memory_bytes
+from vtscale_jax.parallel.hosts.cluster import Cluster
+from vtscale_jax.parallel.hosts.processes import Processes, start
+from vtscale_jax.parallel.hosts.stopping import StopRequests
 from vtscale_jax.parallel.mesh import (
     feed,
     own_shards,
     to_host,
 )
 from vtscale_jax.parallel.plan import measure
-from vtscale_jax.parallel.processes import Processes, start
-from vtscale_jax.parallel.stopping import StopRequests
 from vtscale_jax.phases import Feeding, Step, total_hash
 from vtscale_jax.prepare import count, identity, lay_out, load
 from vtscale_jax.report.page import write_report

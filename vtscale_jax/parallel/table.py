@@ -11,7 +11,7 @@ from vtscale_jax.parallel.topologies import GIB, GPU, GPU_MEMORY_SHARE
 Cell = Callable[[Plan], str]
 
 
-def _gib(number: float | None) -> str:
+def _gib(number: int | None) -> str:
     return "–" if number is None else f"{number / GIB:.2f}"
 
 
@@ -60,13 +60,18 @@ def _rows(plans: Sequence[Plan]) -> list[tuple[str, Cell | None]]:
         ("  TFLOP (without recomputing)", _flops),
         ("  computing, s", lambda p: _known(p.seconds.compute)),
         ("  memory, s (at least)", lambda p: _known(p.seconds.memory)),
-        ("  network, s", lambda p: _known(p.seconds.network) if p.sent else "–"),
-        ("  predicted, s", lambda p: _known(p.seconds.step) if p.sent else "–"),
+        ("  network, s", _compiled(lambda p: _known(p.seconds.network))),
+        ("  predicted, s", _compiled(lambda p: _known(p.seconds.step))),
         ("the recipe", None),
         ("  steps", lambda p: f"{p.steps:,}"),
-        ("  days", lambda p: _known(p.days, 1) if p.sent else "–"),
+        ("  days", _compiled(lambda p: _known(p.days, 1))),
         ("compiled in, s", lambda p: f"{p.compile_seconds:.0f}"),
     ]
+
+
+def _compiled(cell: Cell) -> Cell:
+    """Of a program that its compiler found too large, no traffic is known."""
+    return lambda plan: "–" if plan.sent is None else cell(plan)
 
 
 def _known(number: float, digits: int = 2) -> str:

@@ -20,7 +20,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
-from vtscale_jax.parallel import node_lists, tpu_metadata
+from vtscale_jax.parallel.hosts import node_lists, tpu_metadata
 
 # The port of jax's own start-up on TPUs; 8476, near it, belongs to the TPU runtime.
 TPU_PORT = 8482

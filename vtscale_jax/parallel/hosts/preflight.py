@@ -17,9 +17,9 @@ from collections.abc import Iterable, Mapping
 from io import TextIOBase
 from typing import Any, NamedTuple, TextIO
 
-from vtscale_jax.parallel.cluster import Cluster, split_address
-from vtscale_jax.parallel.countdown import Countdown
-from vtscale_jax.parallel.lines import LineError, Lines
+from vtscale_jax.parallel.hosts.cluster import Cluster, split_address
+from vtscale_jax.parallel.hosts.countdown import Countdown
+from vtscale_jax.parallel.hosts.lines import LineError, Lines
 
 PROTOCOL = 1
 MAX_HELLO = 1 << 16

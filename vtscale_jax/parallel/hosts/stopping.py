@@ -18,8 +18,8 @@ import threading
 from types import FrameType, TracebackType
 from typing import Protocol, runtime_checkable
 
-from vtscale_jax.parallel.preflight import who
-from vtscale_jax.parallel.watch import Message, Watch
+from vtscale_jax.parallel.hosts.preflight import who
+from vtscale_jax.parallel.hosts.watch import Message, Watch
 
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
 LEAVE_S = 5.0  # for the main thread to end by itself

@@ -25,11 +25,11 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jaxtyping import Shaped
 
-from vtscale_jax.parallel.cluster import Cluster, find_cluster, split_address
-from vtscale_jax.parallel.meetings import CLOSE, Meetings
-from vtscale_jax.parallel.preflight import Meeting, meet, who
-from vtscale_jax.parallel.relay import Relay
-from vtscale_jax.parallel.watch import FAILED_CODE, Watch
+from vtscale_jax.parallel.hosts.cluster import Cluster, find_cluster, split_address
+from vtscale_jax.parallel.hosts.meetings import CLOSE, Meetings
+from vtscale_jax.parallel.hosts.preflight import Meeting, meet, who
+from vtscale_jax.parallel.hosts.relay import Relay
+from vtscale_jax.parallel.hosts.watch import FAILED_CODE, Watch
 
 SHUTDOWN_S = 30  # of jax.distributed, once all processes are at the end
 VERDICT_S = 10.0  # in which a death shows after a collective failed

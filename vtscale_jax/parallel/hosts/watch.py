@@ -19,8 +19,8 @@ from collections import defaultdict
 from collections.abc import Callable
 from typing import Any
 
-from vtscale_jax.parallel.lines import LineError, Lines
-from vtscale_jax.parallel.preflight import who
+from vtscale_jax.parallel.hosts.lines import LineError, Lines
+from vtscale_jax.parallel.hosts.preflight import who
 
 LOST_CODE = 75  # EX_TEMPFAIL: the same command may do better
 FAILED_CODE = 1

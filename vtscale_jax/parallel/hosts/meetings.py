@@ -7,8 +7,8 @@ where it was last seen; processes that wait at different points are told so at o
 import time
 from typing import Any
 
-from vtscale_jax.parallel.preflight import who
-from vtscale_jax.parallel.watch import Message, Watch
+from vtscale_jax.parallel.hosts.preflight import who
+from vtscale_jax.parallel.hosts.watch import Message, Watch
 
 ANSWER_S = 15.0  # that process 0 may take to say who is behind
 CLOSE = "leaving the run"  # the last meeting; no other may be called so

@@ -1,0 +1,1 @@
+"""Processes that train together: start, preflight, watch, stop."""
