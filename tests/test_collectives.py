@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from vtscale_jax.parallel.collectives import by_kind, collectives, total_sent
-from vtscale_jax.parallel.hlo import ProgramTextError, num_bytes, read_module
+from vtscale_jax.parallel.plans.collectives import by_kind, collectives, total_sent
+from vtscale_jax.parallel.plans.hlo import ProgramTextError, num_bytes, read_module
 
 ROWS, WIDTH = 64, 128
 FLOAT = 4

@@ -8,7 +8,7 @@ import pytest
 from small_runs import manifest, small_config
 
 from vtscale_jax.dry_run import describe, dry_run, plan_of
-from vtscale_jax.parallel import topologies
+from vtscale_jax.parallel.plans import topologies
 from vtscale_jax.prepare import lay_out
 from vtscale_jax.train import train
 

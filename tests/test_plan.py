@@ -14,17 +14,18 @@ import tiny
 from vtscale_jax import settings
 from vtscale_jax.collate import Encoded, blank_batch, collate
 from vtscale_jax.parallel import __main__ as command
-from vtscale_jax.parallel import planning, search, table
-from vtscale_jax.parallel.lengths import Lengths, assumed_shapes
 from vtscale_jax.parallel.mesh import make_mesh, spread
-from vtscale_jax.parallel.plan import (
+from vtscale_jax.parallel.plans import command as planning
+from vtscale_jax.parallel.plans import search, table
+from vtscale_jax.parallel.plans.lengths import Lengths, assumed_shapes
+from vtscale_jax.parallel.plans.plan import (
     PlanError,
     Seconds,
     Work,
     bytes_per_device,
     predict,
 )
-from vtscale_jax.parallel.topologies import (
+from vtscale_jax.parallel.plans.topologies import (
     GIB,
     Chip,
     Topology,
@@ -348,7 +349,9 @@ def test_flags_are_checked(arguments, capsys):
 
 def test_all_lists_what_is_not_planned(in_repo, capsys, monkeypatch):
     monkeypatch.setattr(planning, "ALL", ("here:8", "v5e-16", "h100:8"))
-    monkeypatch.setattr("vtscale_jax.parallel.topologies._found", lambda module: False)
+    monkeypatch.setattr(
+        "vtscale_jax.parallel.plans.topologies._found", lambda module: False
+    )
     monkeypatch.delenv("TPU_LIBRARY_PATH", raising=False)
     monkeypatch.setattr(
         planning,

@@ -342,7 +342,8 @@ def test_meetings_module_waits_for_no_one_alone():
 def test_stopping_does_not_import_jax():
     code = (
         "import sys\n"
-        "from vtscale_jax.parallel.hosts import cluster, meetings, preflight, stopping\n"
+        "from vtscale_jax.parallel.hosts import cluster, meetings\n"
+        "from vtscale_jax.parallel.hosts import preflight, stopping\n"
         "print(sorted({'jax', 'jaxlib', 'numpy'} & set(sys.modules)))"
     )
     child = subprocess.run(

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from vtscale_jax.parallel import topologies
-from vtscale_jax.parallel.topologies import (
+from vtscale_jax.parallel.plans import topologies
+from vtscale_jax.parallel.plans.topologies import (
     ALL,
     GIB,
     GPU,

@@ -13,9 +13,10 @@ from ml_collections import ConfigDict
 from vtscale_jax import paths
 from vtscale_jax.collate import blank_batch
 from vtscale_jax.cost import flops, traffic
-from vtscale_jax.parallel import rules, table
-from vtscale_jax.parallel.plan import Arithmetic, Plan, Work, make_plan
-from vtscale_jax.parallel.topologies import here
+from vtscale_jax.parallel import rules
+from vtscale_jax.parallel.plans import table
+from vtscale_jax.parallel.plans.plan import Arithmetic, Plan, Work, make_plan
+from vtscale_jax.parallel.plans.topologies import here
 from vtscale_jax.prepare import Run, count, lay_out
 from vtscale_jax.stages import Stage
 from vtscale_jax.types import Batch

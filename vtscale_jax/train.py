@@ -43,7 +43,7 @@ from vtscale_jax.parallel.mesh import (
     own_shards,
     to_host,
 )
-from vtscale_jax.parallel.plan import measure
+from vtscale_jax.parallel.plans.plan import measure
 from vtscale_jax.phases import Feeding, Step, total_hash
 from vtscale_jax.prepare import count, identity, lay_out, load
 from vtscale_jax.report.page import write_report

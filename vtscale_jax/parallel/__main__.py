@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from vtscale_jax.parallel.quiet import stderr_held_back
+from vtscale_jax.parallel.plans.quiet import stderr_held_back
 
 EXAMPLE = """\
 example:
@@ -144,10 +144,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     with stderr_held_back():  # plugins report absent drivers when jax is imported
         import jax
 
-        from vtscale_jax.parallel import planning
+        from vtscale_jax.parallel.plans import command
     jax.config.update("jax_platforms", "cpu")
     try:
-        return planning.plan_command(options, fill_sizes)
+        return command.plan_command(options, fill_sizes)
     except (ValueError, OSError) as error:
         if options.traceback:
             raise

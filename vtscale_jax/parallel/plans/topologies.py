@@ -18,7 +18,7 @@ from typing import Any
 import jax
 from jax.experimental import topologies
 
-from vtscale_jax.parallel.quiet import stderr_held_back
+from vtscale_jax.parallel.plans.quiet import stderr_held_back
 
 GIB = 2**30
 

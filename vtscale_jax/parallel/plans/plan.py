@@ -15,8 +15,8 @@ from typing import Any, NamedTuple
 import jax
 from ml_collections import ConfigDict
 
-from vtscale_jax.parallel import collectives
-from vtscale_jax.parallel.topologies import Topology
+from vtscale_jax.parallel.plans import collectives
+from vtscale_jax.parallel.plans.topologies import Topology
 from vtscale_jax.program import Program
 from vtscale_jax.types import Batch
 

@@ -4,9 +4,9 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from vtscale_jax.parallel.collectives import KINDS
-from vtscale_jax.parallel.plan import Plan
-from vtscale_jax.parallel.topologies import GIB, GPU, GPU_MEMORY_SHARE
+from vtscale_jax.parallel.plans.collectives import KINDS
+from vtscale_jax.parallel.plans.plan import Plan
+from vtscale_jax.parallel.plans.topologies import GIB, GPU, GPU_MEMORY_SHARE
 
 Cell = Callable[[Plan], str]
 

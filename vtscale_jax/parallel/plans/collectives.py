@@ -21,7 +21,7 @@ import re
 from collections.abc import Iterable
 from typing import NamedTuple
 
-from vtscale_jax.parallel.hlo import (
+from vtscale_jax.parallel.plans.hlo import (
     Caller,
     Computation,
     Instruction,

@@ -11,15 +11,15 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
-from vtscale_jax.parallel.plan import (
+from vtscale_jax.parallel.plans.plan import (
     Arithmetic,
     Plan,
     PlanError,
     Seconds,
     predict,
 )
-from vtscale_jax.parallel.table import aligned
-from vtscale_jax.parallel.topologies import GIB, Topology
+from vtscale_jax.parallel.plans.table import aligned
+from vtscale_jax.parallel.plans.topologies import GIB, Topology
 
 MOST_ROWS = 64  # per device
 JUDGED = "too large, judging by those compiled"
