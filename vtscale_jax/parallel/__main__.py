@@ -18,14 +18,18 @@ example:
         --config configs/m256.py:paper,stage=finetune
   m256-paper-finetune: the train step, compiled ahead
 
-                                           a100-40gb:8
-  device                         NVIDIA A100-SXM4-40GB
+                                               a100-40gb:8
+  device                             NVIDIA A100-SXM4-40GB
+  rows per device × accumulation                    5 × 64
+  on each device, GiB
+    frozen weights                                    1.57
+    activations, temporaries                          8.37
+    peak                                             11.65
+    there is                                         37.45
+    fits                                               yes
+  a step
+    predicted, s                                      3.24
   …
-    peak                                         11.9…
-    there is                                     37.45
-    fits                                           yes
-  …
-    days                                          …
 
   $ python -m vtscale_jax.parallel plan --topology v5e-16 --search \\
         --config configs/m256.py:paper,stage=finetune
