@@ -101,6 +101,28 @@ def test_sigterm_at_random_moments_loses_nothing(one, tmp_path, cache, processes
     assert_same_training(folder, one)
 
 
+def tear(folder, step):
+    """Cuts the largest file of a checkpoint in half."""
+    files = (folder / "checkpoints" / str(step)).rglob("*")
+    largest = max((f for f in files if f.is_file()), key=lambda f: f.stat().st_size)
+    largest.write_bytes(largest.read_bytes()[: largest.stat().st_size // 2])
+
+
+@pytest.mark.long
+def test_a_torn_checkpoint_is_passed_over_by_all(one, tmp_path, cache):
+    folder = tmp_path / "run"
+    run = Command(folder, cache, 2, 2, checkpoint__every=6)
+    run.wait_for_checkpoint(12)
+    run.send(signal.SIGTERM, 0, 1)
+    run.end()
+    *before, last = saved_steps(folder)
+    tear(folder, last)
+    outputs = Command(folder, cache, 2, 2, checkpoint__every=6).finish()
+    assert f"Continuing from step {before[-1]} of" in outputs[0]
+    assert all("cannot be used" in output for output in outputs)
+    assert_same_training(folder, one)
+
+
 def test_sigterm_before_the_first_step_ends_at_once(tmp_path, cache):
     run = Command(tmp_path / "run", cache, 1, 4)
     while not (tmp_path / "run" / "manifest.json").exists() and run.running():

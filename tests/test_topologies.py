@@ -180,7 +180,8 @@ def test_tpu_memory_is_what_the_compiler_says(name):
     with pytest.raises(jax.errors.JaxRuntimeError) as error:
         jax.jit(lambda x: x * 2).lower(huge).compile()
     found = re.search(r"exceeds available HBM \(([\d.]+)G\)", str(error.value))
-    assert found and machine.chip.memory == int(float(found[1]) * GIB)
+    # Versions of libtpu differ in the last digit.
+    assert found and abs(machine.chip.memory / GIB - float(found[1])) < 0.02
 
 
 def test_topologies_are_values():

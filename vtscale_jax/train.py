@@ -15,6 +15,7 @@ last lines say where.
 
 import contextlib
 import functools
+import itertools
 import shlex
 import sys
 import time
@@ -138,7 +139,13 @@ def train(
             f"parameters, {total_steps:,} steps in {workdir}"
         )
         feeding = Feeding(run.phases, shards, say)
-        restored = saved.restore_latest(program.state)
+        attempts = itertools.count(1)
+        restored = saved.restore_latest(
+            program.state,
+            lambda read: all(
+                processes.share(f"restoring, attempt {next(attempts)}", read)
+            ),
+        )
         elapsed, begun, place_in_data = 0.0, 0, None
         if restored is None:
             state = program.start(weights.trainable)
@@ -150,8 +157,7 @@ def train(
             # What was fed before counts once: for those that feed the first part.
             if shards.own[0] == own_shards(program.mesh, 0).own[0]:
                 feeding.fed = int(restored.data["fed"], 16)
-            if processes.is_first:
-                saved.discard_after(begun)
+            saved.discard_after(begun)
             say(f"Continuing from step {begun:,} of {total_steps:,}.")
         del weights
         evaluator = Evaluator(config, run.parts, program.model, program.mesh)

@@ -10,7 +10,7 @@ import contextlib
 import errno
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -130,27 +130,38 @@ class Checkpoints:
         """Waits for a save under way."""
         self._manager.wait_until_finished()
 
-    def restore_latest(self, like: TrainState) -> Restored | None:
+    def restore_latest(
+        self, like: TrainState, everywhere: Callable[[bool], bool] = bool
+    ) -> Restored | None:
         """The newest readable checkpoint, placed and shaped as `like` (arrays, or their
         shapes with shardings); None if the run has none.
 
         One that cannot be read, or whose state does not have the checksum it was saved
-        with, is reported on stderr and the one before it is taken. Raises
-        CheckpointError when every one is broken.
+        with, is reported on stderr and the one before it is taken. Of several processes
+        all take the same one: `everywhere` says whether all of them could read it.
+        Raises CheckpointError when every one is broken.
         """
         steps = self.steps()
         for step in steps:
+            found, reason = None, "another host could not read it"
             try:
-                return self._restore(step, like)
+                found = self._read(step, like)
             # Whatever a broken file makes the reader raise, the answer is the same:
             # say so and go back one checkpoint.
             except Exception as error:
-                reason = str(error).strip().split("\n")[0][:200]
-                print(
-                    f"checkpoint {self._folder / str(step)} cannot be used "
-                    f"({type(error).__name__}: {reason}); trying the one before it",
-                    file=sys.stderr,
-                )
+                first = str(error).strip().split("\n")[0][:200]
+                reason = f"{type(error).__name__}: {first}"
+            if everywhere(found is not None) and found is not None:
+                restored, expected = found
+                actual = checksum(restored.state)
+                if actual == expected:
+                    return restored
+                reason = f"its checksum is {actual[:12]}, not {expected[:12]} as saved"
+            print(
+                f"checkpoint {self._folder / str(step)} cannot be used ({reason}); "
+                "trying the one before it",
+                file=sys.stderr,
+            )
         if steps:
             raise CheckpointError(
                 f"none of the checkpoints {steps} in {self._folder} can be read. "
@@ -160,11 +171,13 @@ class Checkpoints:
         return None
 
     def discard_after(self, step: int) -> None:
-        """Deletes checkpoints newer than `step` (broken ones, passed over)."""
+        """Deletes checkpoints newer than `step` (broken ones, passed over); all
+        processes call this together."""
         for newer in [s for s in self.steps() if s > step]:
             self._manager.delete(newer)
 
-    def _restore(self, step: int, like: TrainState) -> Restored:
+    def _read(self, step: int, like: TrainState) -> tuple[Restored, str]:
+        """What a checkpoint holds, and the checksum it was saved with."""
         shapes = jax.tree.map(
             lambda leaf: jax.ShapeDtypeStruct(
                 leaf.shape, leaf.dtype, sharding=leaf.sharding
@@ -179,10 +192,5 @@ class Checkpoints:
                 about=ocp.args.JsonRestore(),
             ),
         )
-        state = TrainState(**found["state"])
-        actual, expected = checksum(state), found["about"]["checksum"]
-        if actual != expected:
-            raise CheckpointError(
-                f"its checksum is {actual[:12]}, not {expected[:12]} as saved"
-            )
-        return Restored(state, found["data"], step)
+        restored = Restored(TrainState(**found["state"]), found["data"], step)
+        return restored, found["about"]["checksum"]

@@ -55,6 +55,7 @@ def plan_command(
                     refused.append(f"{machine.name}: nothing that was tried fits")
             else:
                 plans.append(job.as_it_is())
+                _say(table.summary(plans[-1]))
         except ValueError as error:
             if not everything:
                 raise

@@ -105,6 +105,14 @@ def lines(plans: Sequence[Plan]) -> list[str]:
     return text
 
 
+def summary(plan: Plan) -> str:
+    """The answer in a line."""
+    room, name = _gib(plan.machine.chip.memory), plan.machine.name
+    verdict = "fits" if plan.fits else "does not fit"
+    took = f"compiled in {plan.compile_seconds:.0f} s"
+    return f"{name}: {_gib(plan.needed)} of {room} GiB, {verdict}; {took}"
+
+
 def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
     """Rows of cells as lines: the first column to the left, the others to the right."""
     widths = [max(len(cell) for cell in column) for column in zip(*rows, strict=True)]

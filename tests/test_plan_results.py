@@ -1,0 +1,54 @@
+"""What was recorded of plans for the paper's recipe, and that it is still so."""
+
+import importlib.util
+import json
+
+import pytest
+
+from vtscale_jax.parallel import __main__ as command
+from vtscale_jax.parallel.plans.topologies import GIB
+
+QUERIES = (1, 8, 16, 32, 64, 128, 256, 384, 512, 768)
+# ml_collections loads a config file in a way that Python 3.12 no longer has.
+pytestmark = pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")
+absent = importlib.util.find_spec("nvidia") is None
+
+
+def recorded(repo_dir, name: str) -> list[dict]:
+    text = (repo_dir / "benchmarks" / "results" / f"{name}.json").read_text()
+    return json.loads(text)["plans"]
+
+
+def test_all_ten_fit_on_eight_a100_of_40_gb(repo_dir):
+    plans = recorded(repo_dir, "plan_a100")
+    names = [f"m{queries}-paper-finetune" for queries in QUERIES]
+    assert [plan["config"] for plan in plans] == names
+    for plan in plans:
+        assert plan["topology"] == "a100-40gb:8" and plan["rows_per_device"] == 5
+        assert plan["fits"] and plan["peak_bytes"] < 36 * GIB
+        assert plan["compile_seconds"] < 300
+    # More queries need more of everything.
+    for field in ("peak_bytes", "flops"):
+        values = [plan[field] for plan in plans]
+        assert values == sorted(values) and values[0] < values[-1]
+
+
+def test_the_paper_fits_on_a_v5e_slice(repo_dir):
+    (plan,) = recorded(repo_dir, "plan_v5e")
+    assert plan["topology"] == "v5e-16" and plan["rows_per_device"] == 5
+    assert plan["fits"] and plan["peak_bytes"] < 16 * GIB
+    assert plan["compile_seconds"] < 300
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(absent, reason="the compiler for GPUs is an extra (plan-gpu)")
+def test_what_was_recorded_is_still_so(repo_dir, tmp_path, monkeypatch):
+    monkeypatch.chdir(repo_dir)
+    config = ["--config", "configs/m256.py:paper,stage=finetune"]
+    file = tmp_path / "plan.json"
+    words = ["plan", *config, "--topology", "a100-40gb:8", "--json", str(file)]
+    assert command.main(words) == 0
+    (now,) = json.loads(file.read_text())["plans"]
+    (then,) = [p for p in recorded(repo_dir, "plan_a100") if "m256-" in p["config"]]
+    assert now["peak_bytes"] == pytest.approx(then["peak_bytes"], rel=0.05)
+    assert now["flops"] == then["flops"]
