@@ -12,6 +12,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from virtual_devices import virtual_devices
 
 NUM_DEVICES = 8
 
@@ -24,9 +25,8 @@ os.environ["JAX_PLATFORMS"] = "cpu"
 # No test needs the network, and one that tries must fail everywhere alike.
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["XLA_FLAGS"] = (
-    os.environ.get("XLA_FLAGS", "")
-    + f" --xla_force_host_platform_device_count={NUM_DEVICES}"
-).strip()
+    f"{os.environ.get('XLA_FLAGS', '')} {virtual_devices(NUM_DEVICES)}".strip()
+)
 
 
 def pytest_configure(config: pytest.Config) -> None:
