@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
+from running import last_step
 from small_runs import flags, manifest, rows
 
 STEPS = 24
@@ -39,14 +40,6 @@ def finish(folder: Path, repo_dir: Path, cache: Path) -> str:
     output, _ = process.communicate(timeout=600)
     assert process.returncode == 0, output
     return output
-
-
-def last_step(folder: Path) -> int:
-    try:
-        found = [row["step"] for row in rows(folder) if row["split"] == "train"]
-    except (OSError, ValueError):  # not there yet, or a line half written
-        return 0
-    return max(found, default=0)
 
 
 def kill_at(process: subprocess.Popen, folder: Path, step: int, pause: float) -> None:

@@ -205,7 +205,7 @@ class Parts:
                 "lower data.batch_size"
             )
         layout, rows = self.layout(num_queries), shards.rows(spec.batch_size)
-        shapes = spec.largest() if shards.feeders > 1 else spec
+        shapes = spec.agreed(shards)
         batches = []
         for first in range(0, number * spec.batch_size, spec.batch_size):
             records = [source[first + row] for row in rows]

@@ -21,6 +21,7 @@ from vtscale_jax.types import (
     FusionInput,
     Kind,
     LLMInput,
+    Shards,
     TokenSequence,
 )
 
@@ -101,6 +102,11 @@ class BatchSpec:
             f"B {self.batch_size}, T {self.tokens_per_crop}, {', '.join(sizes)}: "
             f"at most {self.num_shapes(stage)} shapes"
         )
+
+    def agreed(self, shards: Shards) -> "BatchSpec":
+        """What hosts that feed different parts use: the largest sizes only, since all
+        must have the same shapes without talking to each other."""
+        return self.largest() if shards.feeders > 1 else self
 
     def largest(self) -> "BatchSpec":
         """The same with only the largest size of each axis: one shape."""

@@ -225,7 +225,7 @@ class Stream:
             )
         self._source = source
         self._encoding = encoding
-        self._spec = spec.largest() if shards.feeders > 1 else spec
+        self._spec = spec.agreed(shards)
         self._layout = layout
         self._rows = shards.rows(spec.batch_size)
         self._read = grain.ReadOptions(

@@ -23,7 +23,7 @@ PACKAGES = (
 ).split()
 
 # Fields that may change between two launches of one run: they alter what is written
-# and when, never the parameters.
+# and when, and where it is computed, never what.
 PRESENTATION = (
     *("name", "log", "eval", "checkpoint"),
     *("data.num_threads", "data.headroom", "mesh", "hosts", "stop"),
