@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 import time
@@ -13,6 +14,7 @@ ROOT = Path(__file__).parents[1]
 LAUNCH = ROOT / "launch"
 BIN = Path(sys.executable).parent
 STARTED = 30.0  # seconds that a process has to start
+TOLD = (signal.SIGINT, signal.SIGHUP, signal.SIGTERM, signal.SIGUSR1)
 
 # Says what it was given, and what it is told; behaves as its environment asks.
 TRAIN = """
@@ -72,6 +74,13 @@ def environment(tmp_path, **more):
     return kept | {"PATH": f"{tmp_path}:{BIN}:{kept['PATH']}"} | more
 
 
+def heard():
+    """Words before a command for signals that these tests themselves ignore, as under
+    nohup: bash cannot be told to heed what it was started without."""
+    names = [s.name[3:] for s in TOLD if signal.getsignal(s) is signal.SIG_IGN]
+    return ["env", f"--default-signal={','.join(names)}"] if names else []
+
+
 @contextlib.contextmanager
 def starting(tmp_path):
     """A function that starts a command; what still runs at the end is ended.
@@ -84,7 +93,7 @@ def starting(tmp_path):
         output = tmp_path / f"output-{time.monotonic_ns()}"
         with output.open("w") as file:
             process = subprocess.Popen(
-                [str(word) for word in command],
+                [*heard(), *map(str, command)],
                 env=environment(tmp_path, **more),
                 stdout=file,
                 stderr=subprocess.STDOUT,

@@ -319,6 +319,31 @@ def test_align_loss_ignores_what_only_fills_buckets():
     assert all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves(grad))
 
 
+@pytest.mark.parametrize(("slots", "width"), [(5, 12), (40, 12)])
+def test_orthogonality_is_that_of_all_pairs_of_slots(slots, width):
+    rng = np.random.default_rng(0)
+    e = jnp.asarray(rng.normal(size=(slots + 3, width)), jnp.float32)
+    mask = jnp.arange(slots + 3) < slots
+
+    def pairs(e):  # as the specification has it
+        unit = e[:slots] / jnp.linalg.norm(e[:slots], axis=1, keepdims=True)
+        return jnp.mean(jnp.square(unit @ unit.T - jnp.eye(slots)))
+
+    overlap = losses.mean_square_overlap
+    ours, gradient = jax.value_and_grad(overlap)(e, mask)
+    theirs, expected = jax.value_and_grad(pairs)(e)
+    np.testing.assert_allclose(ours, theirs, rtol=1e-5)
+    np.testing.assert_allclose(gradient, expected, atol=1e-6)
+    # A length changes nothing, a direction does.
+    longer, turned = e.at[0].multiply(1.5), e.at[0, 0].add(1.0)
+    assert losses.mean_square_overlap(longer, mask) == pytest.approx(
+        float(ours), rel=1e-5
+    )
+    assert losses.mean_square_overlap(turned, mask) != pytest.approx(
+        float(ours), rel=1e-3
+    )
+
+
 def test_outliers_are_zeroed_by_batch_statistics():
     r = jnp.array([[0.0, 1.0, 2.0], [3.0, 4.0, 50.0]])
     zeroed = losses.zero_outliers(r, jnp.array([True, True]))

@@ -6,6 +6,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+# Losses are float32 on every device; accelerators' products are not by themselves.
+HIGHEST = jax.lax.Precision.HIGHEST
+
 
 class AlignTerms(NamedTuple):
     """The align loss and its parts; `loss` = `contrastive` + `orthogonality`."""
@@ -40,6 +43,21 @@ def zero_outliers(
     return jnp.where(inside, r, 0.0)
 
 
+def mean_square_overlap(
+    slots: Float[Array, "Q D"], mask: Bool[Array, " Q"]
+) -> Float[Array, ""]:
+    """Mean square of (E Eᵀ − I), where E are the unmasked slots at unit length.
+
+    ‖E Eᵀ − I‖² = ‖Eᵀ E‖² − 2 tr(Eᵀ E) + Q, so the smaller one of the two Gram matrices
+    will do, and Q² entries are not needed.
+    """
+    e = normalize(jnp.where(mask[:, None], slots, 1.0)) * mask[:, None]
+    product = "QD,QE->DE" if e.shape[1] < e.shape[0] else "QD,PD->QP"
+    gram = jnp.einsum(product, e, e, precision=HIGHEST)
+    count = jnp.sum(mask)
+    return (jnp.sum(jnp.square(gram)) - 2 * jnp.trace(gram) + count) / count**2
+
+
 def align_loss(
     questions: Float[Array, "R E"],
     answers: Float[Array, "R E"],
@@ -52,9 +70,9 @@ def align_loss(
 
     `questions` are projected fusion states at ⟨eos⟩, `answers` projected text states
     (before outlier zeroing), row r of one belonging to row r of the other. `slots` are
-    the fusion states at every query slot and ⟨eos⟩ of the batch, before projection: the
-    mean square of (Gram − I) is taken over all of them, across samples. Masked rows and
-    slots only fill buckets and change nothing.
+    the fusion states at every query slot and ⟨eos⟩ of the batch, before projection, and
+    all of them, across samples, are to be orthogonal. Masked rows and slots only fill
+    buckets and change nothing.
 
     Every other answer of the batch is a negative: also an identical one, and also that
     of another question about the same image (spec: contrastive model).
@@ -62,7 +80,7 @@ def align_loss(
     q = normalize(jnp.where(mask[:, None], questions.astype(jnp.float32), 1.0))
     zeroed = zero_outliers(answers.astype(jnp.float32), mask)
     t = normalize(jnp.where(mask[:, None], zeroed, 1.0))
-    similarity = jnp.einsum("RE,SE->RS", q, t)
+    similarity = jnp.einsum("RE,SE->RS", q, t, precision=HIGHEST)
     pairs = mask[:, None] & mask[None, :]
     logits = jnp.where(pairs, jnp.exp(logit_scale) * similarity, -jnp.inf)
     logits = jnp.where(mask[:, None] | mask[None, :], logits, 0.0)
@@ -72,10 +90,7 @@ def align_loss(
     by_column = jnp.sum(jax.nn.logsumexp(logits, axis=0) - diagonal, where=mask) / count
     contrastive = (by_row + by_column) / 2
 
-    e = normalize(jnp.where(slot_mask[:, None], slots.astype(jnp.float32), 1.0))
-    gram = jnp.einsum("QD,PD->QP", e, e) - jnp.eye(e.shape[0])
-    valid = slot_mask[:, None] & slot_mask[None, :]
-    orthogonality = jnp.sum(jnp.square(gram), where=valid) / jnp.sum(slot_mask) ** 2
+    orthogonality = mean_square_overlap(slots.astype(jnp.float32), slot_mask)
     return AlignTerms(
         contrastive + orthogonality, contrastive, orthogonality, similarity
     )

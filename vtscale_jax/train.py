@@ -35,15 +35,15 @@ from vtscale_jax.loss_watch import LossWatch, TrainingStopped, check_loss
 from vtscale_jax.metrics import MetricsLog, NoLog, Throughput
 from vtscale_jax.next_commands import ask_it, next_stage
 from vtscale_jax.optim import learning_rate
-from vtscale_jax.parallel.host import keep_freed_memory, peak_memory_bytes
+from vtscale_jax.parallel.host import (
+    keep_freed_memory,
+    peak_memory_bytes,
+    take_gpu_memory,
+)
 from vtscale_jax.parallel.hosts.cluster import Cluster
 from vtscale_jax.parallel.hosts.processes import Processes, start
 from vtscale_jax.parallel.hosts.stopping import StopRequests
-from vtscale_jax.parallel.mesh import (
-    feed,
-    own_shards,
-    to_host,
-)
+from vtscale_jax.parallel.mesh import feed, own_shards, to_host
 from vtscale_jax.parallel.plans.plan import measure
 from vtscale_jax.phases import Feeding, Step, total_hash
 from vtscale_jax.prepare import count, identity, lay_out, load
@@ -344,6 +344,7 @@ def main(argv: list[str]) -> None:
         raise app.UsageError(f"unexpected arguments {argv[1:]}; see --help")
     # orbax reports every file it writes, and every error that it also raises.
     logging.set_verbosity(logging.FATAL)
+    take_gpu_memory()
     config = _CONFIG.value
     workdir = Path(_WORKDIR.value or f"runs/{config.name}")
     about = {

@@ -254,7 +254,7 @@ def _aligning(model: ModelConfig, sizes: Sizes) -> tuple[PartFlops, ...]:
     width, slots = model.fusion.blocks.width, sizes.rows * sizes.query_slots
     head = Product(2 * answers * width * text.projection_width)
     similarity = Product(2 * answers**2 * text.projection_width, weight=False)
-    gram = Product(2 * slots**2 * width, weight=False)
+    gram = Product(2 * slots * width * min(slots, width), weight=False)
     return (
         _part("text", rest=[projection], blocks=blocks, products=layer),
         _part("align", rest=[head, similarity, gram]),

@@ -18,13 +18,11 @@ from typing import Any
 import jax
 from jax.experimental import topologies
 
+from vtscale_jax.parallel.host import GPU_MEMORY_SHARE
 from vtscale_jax.parallel.plans.quiet import stderr_held_back
 
 GIB = 2**30
 
-# JAX takes three quarters of a GPU's memory unless XLA_CLIENT_MEM_FRACTION says
-# otherwise; what is left must hold the CUDA context and NCCL's buffers, 1 to 2 GiB.
-GPU_MEMORY_SHARE = 0.95
 # Autotuning runs kernels, for which there is no GPU, and without it XLA's own (Triton)
 # matrix products are given tile sizes that some shapes do not allow: plan with cuBLAS.
 GPU_OPTIONS = {"xla_gpu_autotune_level": 0, "xla_gpu_enable_triton_gemm": False}
@@ -99,8 +97,9 @@ def _a100(memory: int, bandwidth: float) -> tuple[tuple[str, int | float], ...]:
 
 
 # Memory: what the driver reports to XLA for these cards (`device_memory_size` of the
-# target configs that OpenXLA ships), times the share above. Peaks, bandwidths and
-# NVLink (one direction, all links): NVIDIA's data sheets of the SXM modules.
+# target configs that OpenXLA ships), times the share that training takes. Peaks,
+# bandwidths and NVLink (one direction, all links): NVIDIA's data sheets of the SXM
+# modules.
 GPUS = {
     "a100-40gb": GPU(
         "NVIDIA A100-SXM4-40GB",
