@@ -60,6 +60,8 @@ class Program:
         ValueError when a parameter has no rule, or the mesh does not fit the model.
         """
         rules.check_model(mesh, model, align=stage.name == "align")
+        if mesh.size > 1 and mesh.devices.flat[0].platform == "cpu":
+            model = _without_loops(model)
         shapes = parameter_shapes(stage.model, model)
         trainable, frozen = paths.partition(shapes, stage.trains)
         optimizer = make_optimizer(optim, trainable)
@@ -126,6 +128,26 @@ class Program:
                 return step(*args)
 
         return on_mesh
+
+
+def _without_loops(model: ModelConfig) -> ModelConfig:
+    """The model with all blocks laid out one after another.
+
+    XLA's CPU runtime runs at once what does not depend on each other. It keeps the
+    collectives of a program in one order, but not those inside a loop with those beside
+    it: devices that came to them in different orders wait for each other forever.
+    """
+
+    def unrolled(part: Any) -> Any:
+        blocks = dataclasses.replace(part.blocks, unroll=part.blocks.num_layers)
+        return dataclasses.replace(part, blocks=blocks)
+
+    return ModelConfig(
+        unrolled(model.vision),
+        unrolled(model.fusion),
+        unrolled(model.llm),
+        unrolled(model.text),
+    )
 
 
 def shardings(tree: Any) -> Any:
