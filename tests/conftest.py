@@ -9,6 +9,7 @@ import importlib.util
 import os
 import platform
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -55,7 +56,10 @@ def pytest_collection_modifyitems(
     config: pytest.Config, items: list[pytest.Item]
 ) -> None:
     """Skip long tests unless asked for, and parity tests where torch is not installed;
-    the summary says why."""
+    the summary says why. Files with slow tests come first, so that no worker is left
+    alone with them at the end."""
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: item.path not in slow)
     for item in items:
         if item.get_closest_marker("long") and not config.getoption("--long"):
             item.add_marker(pytest.mark.skip("takes minutes: pytest --long"))
@@ -64,6 +68,15 @@ def pytest_collection_modifyitems(
     for item in items:
         if item.get_closest_marker("parity"):
             item.add_marker(pytest.mark.skip("needs torch: pip install -e '.[parity]'"))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _programs_of_one_file() -> Iterator[None]:
+    """Compiled programs are let go after each file; those of all files take 10 GB."""
+    yield
+    import jax
+
+    jax.clear_caches()
 
 
 @pytest.fixture(scope="session")

@@ -9,8 +9,7 @@ import pytest
 from running import STEPS, Command, last_step, losses, saved_steps
 from small_runs import manifest
 
-# One worker runs them all: they share a run to compare with.
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("hosts")]
+pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")

@@ -407,6 +407,24 @@ def test_a_compiler_that_says_too_large(in_repo, monkeypatch, capsys):
     assert json.dumps(table.as_json(plan))
 
 
+def test_more_machines_than_two_have_a_line_each(in_repo, monkeypatch):
+    def refuse(self, batch, **options):
+        raise jax.errors.JaxRuntimeError(TOO_LARGE)
+
+    monkeypatch.setattr(Program, "compile", refuse)
+    plan = job(*SHORT, machine=Here("here:8", HERE, 8)).as_it_is()
+    names = ["a", "b", "longer"]
+    plans = [plan._replace(machine=Here(name, HERE, 8)) for name in names]
+    text = table.lines(plans)
+    head = text.index(next(line for line in text if line.startswith("machine")))
+    assert [line.split()[0] for line in text[head + 1 : head + 4]] == names
+    assert len({len(line) for line in text[head : head + 4]}) == 1
+    # What all have in common is said once.
+    assert sum(line.startswith("a, b, longer: B ") for line in text) == 1
+    both = table.lines(plans[:2])
+    assert any(line.split()[:3] == ["frozen", "weights", "are"] for line in both)
+
+
 def test_a_compiler_that_refuses(in_repo, monkeypatch):
     def refuse(self, batch, **options):
         raise jax.errors.JaxRuntimeError("INTERNAL: no tile sizes\nand more")

@@ -40,7 +40,8 @@ class TextTower(nn.Module):
         normal = nn.initializers.normal
         table = self.param("embed", normal(0.02), (c.vocab_size, b.width))
         positions = self.param("pos_embed", normal(0.02), (c.max_length, b.width))
-        x = (table[ids] + positions[: ids.shape[1]]).astype(b.dtype)
+        x = jnp.asarray(table)[ids] + positions[: ids.shape[1]]
+        x = x.astype(b.dtype)
         x = lay(x, "batch", None, None)
         self.sow("intermediates", "input", x)
         x, _ = stack_blocks(EncoderBlock, b, "blocks")(x, causal_mask(keep))

@@ -35,11 +35,7 @@ from vtscale_jax.loss_watch import LossWatch, TrainingStopped, check_loss
 from vtscale_jax.metrics import MetricsLog, NoLog, Throughput
 from vtscale_jax.next_commands import ask_it, next_stage
 from vtscale_jax.optim import learning_rate
-from vtscale_jax.parallel.host import (
-    keep_freed_memory,
-    peak_memory_bytes,
-    take_gpu_memory,
-)
+from vtscale_jax.parallel import host
 from vtscale_jax.parallel.hosts.cluster import Cluster
 from vtscale_jax.parallel.hosts.processes import Processes, start
 from vtscale_jax.parallel.hosts.stopping import StopRequests
@@ -264,7 +260,7 @@ def train(
         evaluator.final(paths.merge(state.params, frozen), total_steps, folder)
         manifest |= {
             "duration_s": elapsed + time.monotonic() - started,
-            "peak_memory_bytes": peak_memory_bytes(),
+            "peak_memory_bytes": host.peak_memory_bytes(),
             "params_sha256": paths.content_hash(trained),
         }
         # The report shows the manifest; a run is finished once both stand.
@@ -344,7 +340,7 @@ def main(argv: list[str]) -> None:
         raise app.UsageError(f"unexpected arguments {argv[1:]}; see --help")
     # orbax reports every file it writes, and every error that it also raises.
     logging.set_verbosity(logging.FATAL)
-    take_gpu_memory()
+    host.take_gpu_memory()
     config = _CONFIG.value
     workdir = Path(_WORKDIR.value or f"runs/{config.name}")
     about = {
@@ -363,7 +359,7 @@ def main(argv: list[str]) -> None:
         ):
             stops.attach(processes)
             if jax.default_backend() == "cpu":
-                keep_freed_memory()
+                host.keep_freed_memory()
             with checkpoints.room_in(workdir):
                 if _DRY_RUN.value:
                     lines = dry_run(config)

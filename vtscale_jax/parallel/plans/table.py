@@ -1,4 +1,4 @@
-"""Plans as text: one table with a column for each, and as JSON."""
+"""Plans as text, one table for all of them, and as JSON."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -6,9 +6,10 @@ from typing import Any
 
 from vtscale_jax.parallel.plans.collectives import KINDS
 from vtscale_jax.parallel.plans.plan import Plan
-from vtscale_jax.parallel.plans.topologies import GIB, GPU, GPU_MEMORY_SHARE
+from vtscale_jax.parallel.plans.topologies import GIB
 
 Cell = Callable[[Plan], str]
+MOST_COLUMNS = 2  # beside each other on a page
 
 
 def _gib(number: int | None) -> str:
@@ -83,25 +84,49 @@ def _flops(plan: Plan) -> str:
     return f"{plan.work.flops / 1e12:,.2f} ({plan.work.useful / 1e12:,.2f})"
 
 
+def _overview() -> list[tuple[str, Cell]]:
+    """Columns of a table with a row for each machine."""
+    return [
+        ("devices", lambda p: str(p.machine.num_devices)),
+        ("mesh", lambda p: " × ".join(map(str, p.mesh.values()))),
+        ("frozen", lambda p: p.frozen_layout),
+        ("remat", lambda p: "yes" if p.remat else "no"),
+        ("rows × acc.", lambda p: f"{p.rows} × {p.accumulation}"),
+        ("peak, GiB", lambda p: _gib(p.needed)),
+        ("of", lambda p: _gib(p.machine.chip.memory)),
+        ("fits", lambda p: "yes" if p.fits else "NO"),
+        ("TFLOP", lambda p: f"{p.work.flops / 1e12:,.0f}"),
+        ("network, s", _compiled(lambda p: _known(p.seconds.network))),
+        ("a step, s", _compiled(lambda p: _known(p.seconds.step))),
+        ("days", _compiled(lambda p: _known(p.days, 1))),
+        ("compiled in, s", lambda p: f"{p.compile_seconds:.0f}"),
+    ]
+
+
 def lines(plans: Sequence[Plan]) -> list[str]:
-    """The table, and what it is made for, above and below it."""
+    """The table, and what it is made for, above and below it: everything about one or
+    two machines, a line each of more."""
     first = plans[0]
     text = [f"{first.config}: the train step, compiled ahead", ""]
-    rows = [("", [plan.machine.name for plan in plans])]
-    for label, cell in _rows(plans):
-        rows.append((label, [cell(plan) if cell else "" for plan in plans]))
-    text += aligned([[label, *cells] for label, cells in rows])
-    text += [""]
-    text += [f"{plan.machine.name}: {plan.shapes}" for plan in plans]
+    if len(plans) > MOST_COLUMNS:
+        columns = _overview()
+        rows = [["machine", *(label for label, _ in columns)]]
+        rows += [[p.machine.name, *(cell(p) for _, cell in columns)] for p in plans]
+        text += [*aligned(rows), "", "mesh: data × fsdp × tensor"]
+    else:
+        rows = [["", *(plan.machine.name for plan in plans)]]
+        for label, cell in _rows(plans):
+            rows.append([label, *(cell(plan) if cell else "" for plan in plans)])
+        text += [*aligned(rows), ""]
+    # What is said of all alike stands once.
+    shapes: dict[str, list[str]] = {}
+    for plan in plans:
+        shapes.setdefault(plan.shapes, []).append(plan.machine.name)
+    text += [f"{', '.join(names)}: {said}" for said, names in shapes.items()]
     text += [
         f"computing: at {first.efficiency:.0%} of the peak of bfloat16 products; "
         "predicted: the longer of computing and memory, and then the network"
     ]
-    if any(isinstance(plan.machine.chip, GPU) for plan in plans):
-        text += [
-            f"GPUs: JAX takes 75 % of the memory; XLA_CLIENT_MEM_FRACTION="
-            f"{GPU_MEMORY_SHARE} gives a run what is counted here"
-        ]
     return text
 
 
