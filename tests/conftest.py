@@ -13,11 +13,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from virtual_devices import virtual_devices
+from xla_flags import xla_flags
 
 NUM_DEVICES = 8
-# Programs of tests run once or twice: most of their time would be LLVM's.
-QUICK = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
 
 if "jax" in sys.modules:
     raise RuntimeError(
@@ -28,7 +26,7 @@ os.environ["JAX_PLATFORMS"] = "cpu"
 # No test needs the network, and one that tries must fail everywhere alike.
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["XLA_FLAGS"] = (
-    f"{os.environ.get('XLA_FLAGS', '')} {virtual_devices(NUM_DEVICES)} {QUICK}".strip()
+    f"{os.environ.get('XLA_FLAGS', '')} {xla_flags(NUM_DEVICES)}".strip()
 )
 
 

@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 
 from small_runs import flags, rows
-from virtual_devices import virtual_devices
+from xla_flags import xla_flags
 
 ROOT = Path(__file__).parents[1]
 STEPS = 24
@@ -45,7 +45,7 @@ class Command:
             environment = os.environ | {
                 "JAX_COMPILATION_CACHE_DIR": str(cache / str(index)),
                 "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-                "XLA_FLAGS": virtual_devices(devices),
+                "XLA_FLAGS": xla_flags(devices),
             }
             if processes > 1:
                 environment |= {

@@ -13,6 +13,7 @@ import nbclient
 import nbformat
 import pytest
 from nbclient.exceptions import CellExecutionError
+from xla_flags import xla_flags
 
 ROOT = Path(__file__).parents[1]
 NOTEBOOK = ROOT / "launch" / "colab.ipynb"
@@ -54,11 +55,11 @@ def images(found):
 
 
 def environment(**more):
-    """That of a user: with the devices there are, not with the tests' virtual ones."""
-    kept = {k: v for k, v in os.environ.items() if k not in ("XLA_FLAGS", "PYTHONPATH")}
+    """That of a user: with one device, not with the tests' eight."""
+    kept = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
     # Kernels of this Python only; the machine's GPUs are left alone.
     nowhere = {"JUPYTER_PATH": "", "CUDA_VISIBLE_DEVICES": "", "JAX_PLATFORMS": "cpu"}
-    return kept | nowhere | more
+    return kept | nowhere | {"XLA_FLAGS": xla_flags(1)} | more
 
 
 def execute(notebook, monkeypatch, **more):

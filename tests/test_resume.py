@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 from running import last_step
 from small_runs import flags, manifest, rows
+from xla_flags import xla_flags
 
 STEPS = 24
 
@@ -23,8 +24,10 @@ def start(folder: Path, repo_dir: Path, cache: Path, seed: int = 0) -> subproces
         4, optim__steps=STEPS, eval__questions=0, data__batch_size=4, seed=seed
     )
     # One device, as a user has it, and compiled programs kept between the launches.
-    environment = os.environ | {"JAX_COMPILATION_CACHE_DIR": str(cache)}
-    environment.pop("XLA_FLAGS", None)
+    environment = os.environ | {
+        "JAX_COMPILATION_CACHE_DIR": str(cache),
+        "XLA_FLAGS": xla_flags(1),
+    }
     return subprocess.Popen(
         command,
         cwd=repo_dir,
@@ -79,7 +82,7 @@ def test_one_run_killed_again_and_again(whole, tmp_path, repo_dir):
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "number",
-    [n if n < 2 else pytest.param(n, marks=pytest.mark.long) for n in range(10)],
+    [n if n < 1 else pytest.param(n, marks=pytest.mark.long) for n in range(10)],
 )
 def test_ten_random_kills(whole, tmp_path, repo_dir, number):
     """Kill -9 at a random moment of the run, start-up and saving included."""
@@ -97,6 +100,7 @@ def test_ten_random_kills(whole, tmp_path, repo_dir, number):
     assert ours["params_sha256"] == theirs["params_sha256"]
 
 
+@pytest.mark.long
 def test_another_seed_ends_elsewhere(whole, tmp_path, repo_dir):
     """The control: equal hashes are not a matter of course."""
     reference, cache = whole

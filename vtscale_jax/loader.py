@@ -9,6 +9,7 @@ cannot be read stops the stream with its id; none is skipped.
 
 import math
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import grain
@@ -172,9 +173,7 @@ def _encode(record: Record, encoding: Encoding, layout: QueryLayout) -> Encoded:
 
 
 def _remapped(record: Record, width: int, height: int, view_size: int) -> Record:
-    def moved(text: str) -> str:
-        return remap_boxes(text, width, height, view_size=view_size)
-
+    moved = partial(remap_boxes, width=width, height=height, view_size=view_size)
     turns = tuple(
         turn._replace(question=moved(turn.question), answer=moved(turn.answer))
         for turn in record.turns

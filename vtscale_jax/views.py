@@ -20,7 +20,7 @@ Parity decisions, all as the authors' code does:
 import math
 import re
 from collections.abc import Sequence
-from functools import lru_cache, reduce
+from functools import lru_cache, partial, reduce
 from pathlib import Path
 from typing import NamedTuple
 
@@ -224,17 +224,16 @@ def remap_boxes(text: str, width: int, height: int, *, view_size: int = 336) -> 
         -> "<bbox>0,199,500,874</bbox>"
     """
     square = square_layout(width, height, view_size)
+    return BOX.sub(partial(_remapped_box, square), text)
 
-    def moved(value: str, size: int, before: int) -> int:
-        fraction = min(float(value) / BOX_SCALE, 1.0)
-        return int(BOX_SCALE * ((fraction * size + before) / square.canvas_width))
 
-    def replaced(match: re.Match[str]) -> str:
-        spans = [(square.width, square.left), (square.height, square.top)] * 2
-        box = [moved(v, *span) for v, span in zip(match.groups(), spans, strict=True)]
-        return f"<bbox>{box[0]},{box[1]},{box[2]},{box[3]}</bbox>"
-
-    return BOX.sub(replaced, text)
+def _remapped_box(square: Layout, box: re.Match[str]) -> str:
+    spans = [(square.width, square.left), (square.height, square.top)] * 2
+    moved = []
+    for value, (size, before) in zip(box.groups(), spans, strict=True):
+        place = min(float(value) / BOX_SCALE, 1.0) * size + before
+        moved.append(int(BOX_SCALE * (place / square.canvas_width)))
+    return f"<bbox>{moved[0]},{moved[1]},{moved[2]},{moved[3]}</bbox>"
 
 
 def _local_canvas(

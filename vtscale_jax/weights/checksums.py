@@ -36,6 +36,7 @@ def _sums(flat: dict[str, Array]) -> dict[str, UInt32[Array, "2"]]:
     return {path: _sum(leaf) for path, leaf in flat.items()}
 
 
+@jax.jit  # traced once for all leaves of one shape
 def _sum(leaf: Num[Array, "*shape"]) -> UInt32[Array, "2"]:
     words = jax.lax.bitcast_convert_type(leaf, _WORDS[leaf.dtype.itemsize])
     words = words.astype(jnp.uint32)
