@@ -53,7 +53,7 @@ def said(capsys, *arguments):
 
 
 def test_answers_are_those_of_the_evaluation(run, samples, capsys):
-    for row in samples[:4]:
+    for row in samples[:2]:
         status, out, _ = said(
             capsys,
             *("--run", run, "--image", run / row["image"]),

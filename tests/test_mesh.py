@@ -117,8 +117,12 @@ def unsharded(stage: str):
     return trained(stage, mesh_of(1, 1, 1))[0]
 
 
-@pytest.mark.parametrize("stage", ["finetune", "align"])
-@pytest.mark.parametrize(("sizes", "layout"), MESHES)
+@pytest.mark.parametrize(
+    ("stage", "sizes", "layout"),
+    [("finetune", *mesh) for mesh in MESHES]
+    + [("align", *mesh) for mesh in MESHES[1::2]]
+    + [pytest.param("align", *m, marks=pytest.mark.long) for m in MESHES[::2]],
+)
 def test_sharded_steps_agree_with_unsharded_ones(stage, sizes, layout):
     rows, state = trained(stage, mesh_of(*sizes), layout)
     np.testing.assert_allclose(rows, unsharded(stage), rtol=2e-5)

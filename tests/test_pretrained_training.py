@@ -77,7 +77,9 @@ def llm_folder(folder, config, model_type):
     return params
 
 
-@pytest.fixture(scope="module", params=["qwen2", "llama"])
+@pytest.fixture(
+    scope="module", params=["qwen2", pytest.param("llama", marks=pytest.mark.long)]
+)
 def adapted(request, tmp_path_factory):
     """A run on a language model of other people, and that model's parameters."""
     folder = tmp_path_factory.mktemp(request.param)

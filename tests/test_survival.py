@@ -63,14 +63,17 @@ def test_settings_of_the_watch_are_checked():
         LossWatch(spike=1, window=3)
 
 
-def test_a_run_that_is_stopped_leaves_the_ids_of_the_batch(tmp_path):
+def test_a_run_that_is_stopped_leaves_the_ids_of_the_batch_and_no_checkpoint(tmp_path):
     """Between two rows of the log, too: the step that broke is named, not the row."""
     config = small_config(
         optim__learning_rate=1e30, optim__warmup=0.0, log__every=5, eval__questions=0
     )
     folder = tmp_path / "run"
-    with pytest.raises(TrainingStopped, match=r"ids of that batch's 8 samples are in"):
+    with pytest.raises(
+        TrainingStopped, match=r"ids of that batch's 8 samples are in"
+    ) as stop:
         train(config, folder)
+    assert "lower --config.optim.learning_rate" in str(stop.value)
     found = json.loads((folder / "stopped.json").read_text())
     assert found["reason"] == "not finite" and found["step"] < 5
     first = 8 * (found["step"] - 1)
