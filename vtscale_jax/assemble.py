@@ -7,8 +7,9 @@ import dataclasses
 from collections.abc import Sequence
 from typing import cast
 
+import transformers  # AutoTokenizer, which loads much more, is taken when it is used
 from ml_collections import ConfigDict
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from vtscale_jax import settings
 from vtscale_jax.collate import BatchSpec, collate, fit_buckets
@@ -51,7 +52,7 @@ def load_tokenizer(config: ConfigDict, field: str) -> PreTrainedTokenizerBase:
     if value in MODELS or value.endswith(".gguf"):
         return open_pretrained(f"weights.{field}", value).tokenizer()
     try:
-        return AutoTokenizer.from_pretrained(value)
+        return transformers.AutoTokenizer.from_pretrained(value)
     except (OSError, ValueError) as error:
         raise ValueError(
             f"weights.{field} is {value!r}, which gives no tokenizer: {error}\nGive a "

@@ -12,10 +12,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import huggingface_hub
+import transformers  # AutoTokenizer, which loads much more, is taken when it is used
 from huggingface_hub import constants
 from huggingface_hub import errors as hub
 from huggingface_hub.utils import validate_repo_id
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from vtscale_jax.weights import fetch
 from vtscale_jax.weights.fetch import MODELS
@@ -186,7 +187,7 @@ def folder_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
             "into the folder"
         )
     try:
-        return AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        return transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True)
     except Exception as error:  # transformers raises whatever the files lead to
         raise PretrainedError(
             f"{folder}: transformers cannot read its tokenizer ({_said(error)}); check "
