@@ -80,10 +80,8 @@ def test_one_run_killed_again_and_again(whole, tmp_path, repo_dir):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "number",
-    [n if n < 1 else pytest.param(n, marks=pytest.mark.long) for n in range(10)],
-)
+@pytest.mark.long
+@pytest.mark.parametrize("number", range(10))
 def test_ten_random_kills(whole, tmp_path, repo_dir, number):
     """Kill -9 at a random moment of the run, start-up and saving included."""
     reference, cache = whole
