@@ -366,6 +366,32 @@ def test_all_lists_what_is_not_planned(in_repo, capsys, monkeypatch):
         assert extra in line
 
 
+@pytest.mark.parametrize(
+    "error", [KeyboardInterrupt(), jax.errors.JaxRuntimeError("INTERNAL: no text")]
+)
+def test_what_was_planned_is_kept(in_repo, tmp_path, capsys, monkeypatch, error):
+    """Whatever becomes of the next machine."""
+    monkeypatch.setattr(planning, "ALL", ("here:8", "other:8"))
+    monkeypatch.setattr(planning, "topology", lambda name: Here(name, HERE, 8))
+    made = planning.Job.as_it_is
+
+    def break_second(job):
+        if job.machine.name == "other:8":
+            raise error
+        return made(job)
+
+    monkeypatch.setattr(planning.Job, "as_it_is", break_second)
+    arguments = words("all", *SHORT, "--json", str(tmp_path / "plan.json"))
+    if isinstance(error, KeyboardInterrupt):
+        with pytest.raises(KeyboardInterrupt):
+            command.main(arguments)
+    else:
+        assert command.main(arguments) == 1
+        assert "other:8: not planned: INTERNAL: no text" in capsys.readouterr().out
+    (plan,) = json.loads((tmp_path / "plan.json").read_text())["plans"]
+    assert plan["topology"] == "here:8"
+
+
 def test_help_has_an_example(capsys):
     with pytest.raises(SystemExit):
         command.parse(["plan", "--help"])
@@ -434,7 +460,7 @@ def test_a_compiler_that_refuses(in_repo, monkeypatch):
         job(*SHORT).as_it_is()
 
 
-@pytest.mark.parametrize("name", ["a100-40gb:8", "h100:1", "v5e-16"])
+@pytest.mark.parametrize("name", ["a100-40gb:8", "h100:1", "v5e-16", "v5p-16"])
 def test_real_compilers(in_repo, name, tmp_path):
     """The command as typed, in a process of its own, for a machine that is not here."""
     try:

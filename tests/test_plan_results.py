@@ -6,6 +6,7 @@ import json
 import pytest
 
 from vtscale_jax.parallel import __main__ as command
+from vtscale_jax.parallel.plans import topologies
 from vtscale_jax.parallel.plans.topologies import GIB
 
 QUERIES = (1, 8, 16, 32, 64, 128, 256, 384, 512, 768)
@@ -33,11 +34,24 @@ def test_all_ten_fit_on_eight_a100_of_40_gb(repo_dir):
         assert values == sorted(values) and values[0] < values[-1]
 
 
-def test_the_paper_fits_on_a_v5e_slice(repo_dir):
-    (plan,) = recorded(repo_dir, "plan_v5e")
-    assert plan["topology"] == "v5e-16" and plan["rows_per_device"] == 5
-    assert plan["fits"] and plan["peak_bytes"] < 16 * GIB
-    assert plan["compile_seconds"] < 300
+def test_the_paper_fits_on_every_machine(repo_dir):
+    plans = recorded(repo_dir, "plan_all")
+    assert tuple(plan["topology"] for plan in plans) == topologies.ALL
+    for plan in plans:
+        assert plan["config"] == "m256-paper-finetune" and plan["rows_per_device"] == 5
+        assert plan["fits"] and plan["compile_seconds"] < 300
+    peaks = {plan["topology"]: plan["peak_bytes"] for plan in plans}
+    assert peaks["a100-40gb:8"] < 36 * GIB and peaks["v5e-16"] < 16 * GIB
+
+
+def test_the_readme_shows_what_was_recorded(repo_dir):
+    shown = (repo_dir / "README.md").read_text().splitlines()
+    for plan in recorded(repo_dir, "plan_all"):
+        (row,) = [line for line in shown if line.startswith(f"{plan['topology']}  ")]
+        cells = row.split()
+        peak, days = plan["peak_bytes"] / GIB, plan["days"]
+        for cell in (f"{peak:.2f}", f"{days:.1f}", f"{plan['compile_seconds']:.0f}"):
+            assert cell in cells, (cell, row)
 
 
 @pytest.mark.slow

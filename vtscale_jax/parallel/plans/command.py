@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 from absl import flags
 from ml_collections import ConfigDict, config_flags
@@ -56,17 +57,18 @@ def plan_command(
             else:
                 plans.append(job.as_it_is())
                 _say(table.summary(plans[-1]))
-        except ValueError as error:
+        except (ValueError, jax.errors.JaxRuntimeError) as error:
             if not everything:
                 raise
             refused.append(f"{machine.name}: not planned: {error}")
-    report = {
-        "plans": [table.as_json(plan) for plan in plans],
-        "tried": [search.as_json(found) for found in searches],
-        "refused": refused,
-    }
-    if options.json and options.json != "-":
-        Path(options.json).write_text(json.dumps(report, indent=2) + "\n")
+        report = {
+            "plans": [table.as_json(plan) for plan in plans],
+            "tried": [search.as_json(found) for found in searches],
+            "refused": refused,
+        }
+        # After each machine: it took minutes, and the next may be interrupted.
+        if options.json and options.json != "-":
+            Path(options.json).write_text(json.dumps(report, indent=2) + "\n")
     if options.json == "-":
         print(json.dumps(report, indent=2))
     else:

@@ -9,14 +9,16 @@ it sends comes from the compiled program (`collectives`).
 
 import math
 import re
+import tempfile
 import time
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 from ml_collections import ConfigDict
 
 from vtscale_jax.parallel.plans import collectives
-from vtscale_jax.parallel.plans.topologies import Topology
+from vtscale_jax.parallel.plans.topologies import TPU, Topology
 from vtscale_jax.program import Program
 from vtscale_jax.types import Batch
 
@@ -162,12 +164,12 @@ def make_plan(
     """
     started = time.monotonic()
     try:
-        compiled = program.compile(batch, **machine.compiler_options)
+        compiled, text = _compiled(program, batch, machine)
     except jax.errors.JaxRuntimeError as error:
         needed, memory, sent, network = _asked_for(error, machine), None, None, 0
     else:
         memory = measure(program, compiled)
-        found = collectives.collectives(compiled.as_text() or "")
+        found = collectives.collectives(text)
         needed, sent = memory.peak, collectives.by_kind(found)
         network = collectives.total_sent(found)
     mesh = dict(program.mesh.shape)
@@ -189,6 +191,28 @@ def make_plan(
         steps=steps,
         compile_seconds=time.monotonic() - started,
     )
+
+
+def _compiled(program: Program, batch: Batch, machine: Topology) -> tuple[Any, str]:
+    """The compiled train step and its text.
+
+    A TPU compiler writes the text itself: `as_text` has jaxlib read the program, which
+    fails on instructions that only a newer compiler knows.
+    """
+    options = machine.compiler_options
+    if not isinstance(machine.chip, TPU):
+        compiled = program.compile(batch, **options)
+        return compiled, compiled.as_text() or ""
+    with tempfile.TemporaryDirectory() as folder:
+        options |= {"xla_dump_to": folder, "xla_dump_hlo_as_text": True}
+        compiled = program.compile(batch, **options)
+        files = list(Path(folder).glob("*train_step*.after_codegen.txt"))
+        if len(files) != 1:
+            raise PlanError(
+                f"the compiler for {machine.name} wrote {len(files)} texts of the "
+                "train step, expected one: try the libtpu that jax[tpu] asks for"
+            )
+        return compiled, files[0].read_text()
 
 
 def predict(
