@@ -12,12 +12,12 @@ import math
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from running import ROOT
 from sklearn import datasets
 from small_runs import manifest, rows
 
@@ -31,7 +31,6 @@ from vtscale_jax.weights import fetch
 from vtscale_jax.weights.gguf.model import open_gguf
 from vtscale_jax.weights.language_models import load_language_model
 
-ROOT = Path(__file__).parents[1]
 NAME = "smollm2-135m"
 FILE = fetch.find(NAME)
 pytestmark = [

@@ -84,22 +84,24 @@ def _flops(plan: Plan) -> str:
     return f"{plan.work.flops / 1e12:,.2f} ({plan.work.useful / 1e12:,.2f})"
 
 
-def _overview() -> list[tuple[str, Cell]]:
-    """Columns of a table with a row for each machine."""
+def _overview(plans: Sequence[Plan]) -> list[tuple[str, Cell]]:
+    """Columns of a table with a row for each machine: cells of `_rows`, but for two
+    that are shorter."""
+    cells = {label.strip(): cell for label, cell in _rows(plans) if cell}
     return [
-        ("devices", lambda p: str(p.machine.num_devices)),
+        ("devices", cells["devices"]),
         ("mesh", lambda p: " × ".join(map(str, p.mesh.values()))),
-        ("frozen", lambda p: p.frozen_layout),
-        ("remat", lambda p: "yes" if p.remat else "no"),
-        ("rows × acc.", lambda p: f"{p.rows} × {p.accumulation}"),
-        ("peak, GiB", lambda p: _gib(p.needed)),
-        ("of", lambda p: _gib(p.machine.chip.memory)),
-        ("fits", lambda p: "yes" if p.fits else "NO"),
+        ("frozen", cells["frozen weights are"]),
+        ("remat", cells["remat"]),
+        ("rows × acc.", cells["rows per device × accumulation"]),
+        ("peak, GiB", cells["peak"]),
+        ("of", cells["there is"]),
+        ("fits", cells["fits"]),
         ("TFLOP", lambda p: f"{p.work.flops / 1e12:,.0f}"),
-        ("network, s", _compiled(lambda p: _known(p.seconds.network))),
-        ("a step, s", _compiled(lambda p: _known(p.seconds.step))),
-        ("days", _compiled(lambda p: _known(p.days, 1))),
-        ("compiled in, s", lambda p: f"{p.compile_seconds:.0f}"),
+        ("network, s", cells["network, s"]),
+        ("a step, s", cells["predicted, s"]),
+        ("days", cells["days"]),
+        ("compiled in, s", cells["compiled in, s"]),
     ]
 
 
@@ -109,7 +111,7 @@ def lines(plans: Sequence[Plan]) -> list[str]:
     first = plans[0]
     text = [f"{first.config}: the train step, compiled ahead", ""]
     if len(plans) > MOST_COLUMNS:
-        columns = _overview()
+        columns = _overview(plans)
         rows = [["machine", *(label for label, _ in columns)]]
         rows += [[p.machine.name, *(cell(p) for _, cell in columns)] for p in plans]
         text += [*aligned(rows), "", "mesh: data × fsdp × tensor"]
