@@ -1,0 +1,289 @@
+"""Whole measurements: the same file from any number of processes and interruptions."""
+
+import functools
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from jax.sharding import Mesh
+from running import ROOT, free_port
+from xla_flags import xla_flags
+
+from vtscale_jax.divergence import measure as measuring
+from vtscale_jax.divergence.__main__ import main
+from vtscale_jax.divergence.curves import pair_curves
+from vtscale_jax.divergence.measure import How
+from vtscale_jax.divergence.pairs.digit_text import digit_text_pairs
+from vtscale_jax.divergence.pairs.rows import BadRow, PairsError
+from vtscale_jax.divergence.pairs.tokens import Lengths
+from vtscale_jax.divergence.pairs.writers import writer_for
+from vtscale_jax.divergence.parts import Parts, PartsError
+from vtscale_jax.divergence.result import CURVES, read_result
+from vtscale_jax.divergence.run import Job, RunError, finished, run_measurement
+from vtscale_jax.divergence.states import Rows, branch_states
+from vtscale_jax.divergence.text_branches import TextBranches
+from vtscale_jax.embedded.questions import ask
+from vtscale_jax.parallel.hosts.processes import start
+from vtscale_jax.train import ALONE
+from vtscale_jax.weights.embedded_llm import load_embedded_llm
+
+ROWS, N = 30, 16
+
+
+@pytest.fixture(scope="module")
+def llm():
+    return load_embedded_llm()
+
+
+def mesh(devices: int = 1) -> Mesh:
+    return Mesh(np.array(jax.devices()[:devices]), ("data",))
+
+
+def rows():
+    return digit_text_pairs(ROWS, 0, ask, grids=(3,))
+
+
+def source(llm, *, devices: int = 1, read=rows, chunk_rows: int = 8, **more):
+    return TextBranches(
+        read,
+        writer_for(llm.tokenizer, "plain"),
+        Lengths(N, 64, None),
+        where="made-up pairs",
+        params=llm.params,
+        config=llm.config,
+        final=True,
+        mesh=mesh(devices),
+        batch_size=4,
+        chunk_rows=chunk_rows,
+        **more,
+    )
+
+
+def job(name: str = "tiny", **more) -> Job:
+    fields = {
+        "name": name,
+        "kind": "text",
+        "layer": "final",
+        "num_positions": N,
+        "how": How(swaps=2),
+        "replicates": 50,
+        "seed": 0,
+        "inputs": {"pairs": "made up"},
+        "pairs": "made-up pairs",
+        "max_bad_share": 0.1,
+    }
+    return Job(**(fields | more))
+
+
+def run(source, job, out: Path, devices: int = 1) -> Path:
+    said = []
+    processes = start(about={}, cluster=ALONE)
+    return run_measurement(source, job, out, mesh(devices), processes, said.append)
+
+
+def test_result_is_that_of_pairs_taken_one_by_one(llm, tmp_path):
+    """The mean over pairs of curves of states that are read one pair at a time."""
+    result = read_result(run(source(llm), job(), tmp_path))
+    write = writer_for(llm.tokenizer, "plain")
+    curves, lengths = [], []
+    for pair in rows():
+        written = write(pair)
+        n = min(len(written.a), len(written.b), N)
+        ids = [np.array([x], np.int32) for x in (written.prefix, written.a, written.b)]
+        prefix, a, b = map(jax.numpy.asarray, ids)
+        one = Rows(
+            prefix,
+            *(jax.numpy.array([prefix.shape[1]]), a[:, :n], b[:, :n]),
+            jax.numpy.array([n]),
+        )
+        states = branch_states(llm.params, one, config=llm.config, final=True)
+        found = pair_curves(*states, kernel="reference")
+        curves.append(found)
+        lengths.append(n)
+    for n in range(1, N + 1):
+        reach = [c for c, length in zip(curves, lengths, strict=True) if length >= n]
+        assert result.counts[n - 1] == len(reach)
+        for name in CURVES[:6]:
+            values = [float(getattr(c, name)[0, n - 1]) for c in reach]
+            expected = np.mean(values) if values else np.nan
+            got = result.curve(name).mean[n - 1]
+            np.testing.assert_allclose(got, expected, rtol=2e-4, atol=1e-5)
+    assert result.largest_norm == pytest.approx(
+        max(float(c.norm[0]) for c in curves), rel=1e-5
+    )
+    cosines = sum(length * (length - 1) // 2 for length in lengths)
+    assert result.histograms["cross_aa"].sum() == cosines
+    assert result.histograms["cross_ab"].sum() == 2 * cosines
+    assert result.histograms["equal"].sum() == sum(lengths)
+    assert result.null is not None and result.null["swaps"] == 2
+    assert result.pairs["used"] == ROWS and not result.pairs["bad"]
+    assert not (tmp_path / "tiny.parts").exists()
+
+
+@pytest.mark.parametrize("devices", [2, 8])
+def test_any_number_of_devices_gives_the_same(llm, tmp_path, devices):
+    whole = read_result(run(source(llm), job(), tmp_path / "1"))
+    shared = read_result(
+        run(source(llm, devices=devices), job(), tmp_path / "n", devices)
+    )
+    for name in CURVES:
+        for one, other in zip(whole.curve(name), shared.curve(name), strict=True):
+            np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-6)
+    np.testing.assert_array_equal(whole.counts, shared.counts)
+    assert sum(abs(whole.histograms["equal"] - shared.histograms["equal"])) <= 2
+
+
+class Interrupted(Exception):
+    pass
+
+
+def test_interrupted_measurement_goes_on(llm, tmp_path, monkeypatch):
+    """Two of four chunks, then the rest: the same bytes, and only what is missing."""
+    whole = run(source(llm), job(), tmp_path / "whole").read_bytes()
+    measured = []
+    honest = measuring.measure_chunk
+
+    def until(limit, *arguments):
+        if len(measured) == limit:
+            raise Interrupted
+        measured.append(arguments)
+        return honest(*arguments)
+
+    out = tmp_path / "part"
+    patched = "vtscale_jax.divergence.run.measure_chunk"
+    monkeypatch.setattr(patched, functools.partial(until, 2))
+    with pytest.raises(Interrupted):
+        run(source(llm), job(), out)
+    assert not (out / "tiny.json").exists()
+    # A file that was being written when it ended.
+    (out / "tiny.parts" / ".000002.npz.partial").write_bytes(b"torn")
+    monkeypatch.setattr(patched, functools.partial(until, 9))
+    assert run(source(llm), job(), out).read_bytes() == whole
+    assert len(measured) == 4
+    assert not (out / "tiny.parts").exists()
+
+
+def test_parts_of_another_measurement_are_not_mixed_in(llm, tmp_path):
+    parts = Parts(tmp_path / "tiny.parts")
+    parts.claim({"kind": "text", "seed": 1})
+    with pytest.raises(PartsError, match=r"(?s)seed: 1 there, 0 now.*--out"):
+        run(source(llm), job(), tmp_path)
+
+
+def test_damaged_part_is_named(llm, tmp_path, monkeypatch):
+    def stop(*_, **__):
+        raise Interrupted
+
+    monkeypatch.setattr("vtscale_jax.divergence.run.combine", stop)
+    with pytest.raises(Interrupted):
+        run(source(llm), job(), tmp_path)
+    monkeypatch.undo()
+    file = tmp_path / "tiny.parts" / "000001.npz"
+    file.write_bytes(file.read_bytes()[:100])
+    with pytest.raises(PartsError, match=r"000001.npz is damaged.*delete it"):
+        run(source(llm), job(), tmp_path)
+    file.unlink()
+    assert run(source(llm), job(), tmp_path).exists()
+
+
+def test_finished_is_not_measured_again(llm, tmp_path):
+    path = run(source(llm), job(), tmp_path)
+    assert finished(path, job())
+    assert not finished(tmp_path / "other.json", job())
+    for change in ({"seed": 1}, {"how": How(swaps=1)}, {"inputs": {"pairs": "new"}}):
+        with pytest.raises(RunError, match="is not written over"):
+            finished(path, job(**change))
+
+
+def spoiled(every: int):
+    for number, pair in enumerate(rows(), start=1):
+        if number % every == 0:
+            yield BadRow(pair.line, "missing field", "chosen")
+        else:
+            yield pair
+
+
+def test_bad_rows_are_listed_and_stop_above_their_share(llm, tmp_path):
+    result = read_result(
+        run(source(llm, read=lambda: spoiled(15), max_bad_share=0.1), job(), tmp_path)
+    )
+    assert result.pairs["rows"] == ROWS and result.pairs["used"] == ROWS - 2
+    assert result.pairs["bad_lines"] == {"missing field": [15, 30]}
+    listed = (tmp_path / "tiny.bad_rows.jsonl").read_text().splitlines()
+    assert [json.loads(line)["line"] for line in listed] == [15, 30]
+    with pytest.raises(PairsError, match=r"6 of 30 rows[\s\S]*line 5: missing field"):
+        source(llm, read=lambda: spoiled(5), max_bad_share=0.1)
+
+
+def test_rows_that_show_bad_as_tokens_stop_at_the_end(llm, tmp_path):
+    """Such as prefixes that are too long: what was measured stays."""
+    long = TextBranches(
+        rows,
+        writer_for(llm.tokenizer, "plain"),
+        Lengths(N, 17, None),  # "read" has longer questions than "describe"
+        where="made-up pairs",
+        params=llm.params,
+        config=llm.config,
+        final=True,
+        mesh=mesh(),
+        batch_size=4,
+        chunk_rows=8,
+    )
+    with pytest.raises(PairsError, match="over-long"):
+        run(long, job(), tmp_path)
+    assert (tmp_path / "tiny.parts" / "000000.npz").exists()
+
+
+OPTIONS = "--max_length 12 --replicates 20 --null 1 --num_pairs 300 --batch_size 16"
+
+
+def measure(out: Path, processes: int) -> list[str]:
+    """The command on so many processes with two devices each; what they printed."""
+    port, children = free_port(), []
+    command = [sys.executable, "-m", "vtscale_jax.divergence", "measure"]
+    for index in range(processes):
+        environment = os.environ | {"XLA_FLAGS": xla_flags(2)}
+        if processes > 1:
+            environment |= {
+                "VTSCALE_COORDINATOR": f"127.0.0.1:{port}",
+                "VTSCALE_NUM_PROCESSES": str(processes),
+                "VTSCALE_PROCESS_ID": str(index),
+            }
+        child = subprocess.Popen(
+            [*command, "--out", str(out), *OPTIONS.split()],
+            cwd=ROOT,
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        children.append(child)
+    outputs = [child.communicate(timeout=300)[0] for child in children]
+    assert {child.returncode for child in children} == {0}, "\n".join(outputs)
+    return outputs
+
+
+@pytest.mark.slow
+def test_two_processes_give_the_same_file_as_one(tmp_path):
+    alone = measure(tmp_path / "one", 1)
+    both = measure(tmp_path / "two", 2)
+    name = "embedded.json"
+    one = (tmp_path / "one" / name).read_bytes()
+    assert one == (tmp_path / "two" / name).read_bytes()
+    assert "Next: python -m vtscale_jax.divergence figures" in alone[0]
+    assert "Next" in both[0] and "Next" not in both[1]
+
+
+def test_command_says_what_is_wrong(tmp_path, capsys):
+    bad = tmp_path / "pairs.jsonl"
+    bad.write_text('{"question": "q", "chosen": "a"}\n')
+    assert main(["measure", "--pairs", str(bad), "--out", str(tmp_path)]) == 1
+    said = capsys.readouterr().err
+    assert "line 1: missing field" in said and "--traceback" in said
+    assert main(["measure", "--layer", "9", "--out", str(tmp_path)]) == 1
+    assert "a block of the model, 1 to 4" in capsys.readouterr().err

@@ -1,0 +1,287 @@
+"""Command line of `divergence`: measure hidden states, check kernels, draw figures.
+
+python -m vtscale_jax.divergence measure --llm smollm2-135m
+"""
+
+import argparse
+import functools
+import hashlib
+import json
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from vtscale_jax.divergence.options import parse
+
+DIGIT_PAIRS = 512  # of the embedded language model
+IMAGE_PAIRS = 512  # of a trained run
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the command; the exit status."""
+    options = parse(arguments)
+    commands = {
+        "measure": _measure,
+        "kernel": _kernel,
+        "figures": _figures,
+        "theory": _theory,
+    }
+    try:
+        commands[options.command](options)
+    except ValueError as error:
+        if options.traceback:
+            raise
+        print(f"error: {error}\n(--traceback shows where)", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("\nstopped; the same command goes on", file=sys.stderr)
+        return 130
+    return 0
+
+
+# Each command loads what it needs: figures need no JAX, help needs nothing.
+def _kernel(options: argparse.Namespace) -> None:
+    from vtscale_jax.divergence.check_arrays import curves_of_file, table
+    from vtscale_jax.divergence.result import plain
+
+    found = curves_of_file(options.npz, options.reduction, options.kernel)
+    print(json.dumps(plain(found)) if options.json else table(found))
+
+
+def _figures(options: argparse.Namespace) -> None:
+    from vtscale_jax.divergence.figures import draw_all
+    from vtscale_jax.divergence.overview import write_overview
+    from vtscale_jax.divergence.result import read_result
+
+    results = [read_result(path) for path in options.results]
+    drawn = draw_all(results, options.out, beta=options.beta)
+    page = write_overview(results, options.out)
+    print(f"{len(drawn)} figures in {options.out}\nOverview: {page}")
+
+
+def _theory(options: argparse.Namespace) -> None:
+    from vtscale_jax.divergence.result import plain, read_result
+    from vtscale_jax.divergence.scores import describe, fitted
+
+    found = fitted(
+        read_result(options.result), options.scores, options.metric, options.inputs
+    )
+    print(json.dumps(plain(found)) if options.json else describe(found))
+
+
+def _measure(options: argparse.Namespace) -> None:
+    import jax
+    import numpy as np
+    from jax.sharding import Mesh
+
+    from vtscale_jax.divergence.result import read_result
+    from vtscale_jax.divergence.run import finished, run_measurement
+    from vtscale_jax.divergence.scores import describe, fitted
+    from vtscale_jax.parallel import host
+    from vtscale_jax.parallel.hosts.processes import start
+    from vtscale_jax.run_folder import code_version, versions
+
+    host.take_gpu_memory()
+    about = {"options": str(sorted(vars(options).items()))}
+    about |= {name: str(v) for name, v in (code_version() | versions()).items()}
+    with start(about=about) as processes:
+        say = print if processes.is_first else lambda *_: None
+        if jax.default_backend() == "cpu":
+            host.keep_freed_memory()
+        mesh = Mesh(np.array(jax.local_devices()), ("data",))
+        open_jobs = _vision_jobs if options.run else _text_jobs
+        paths = []
+        for job, open_source in open_jobs(options, mesh):
+            paths.append(options.out / f"{job.name}.json")
+            if finished(paths[-1], job):
+                say(f"{paths[-1]} is there already: not measured again")
+                continue
+            source = open_source()
+            say(f"{job.name}: {source.num_rows:,} rows of {job.pairs}")
+            run_measurement(source, job, options.out, mesh, processes, say)
+        if processes.is_first:
+            for path in paths:
+                print(describe(fitted(read_result(path))))
+                print(f"Result: {path}")
+            listed = " ".join(map(str, paths))
+            print(f"Next: python -m vtscale_jax.divergence figures {listed}")
+
+
+Jobs = Iterator[tuple[Any, Callable[[], Any]]]
+
+
+def _job(options: argparse.Namespace, name: str, layer: str, **more: Any) -> Any:
+    """A job with what the options say of every kind."""
+    from vtscale_jax.divergence.measure import How
+    from vtscale_jax.divergence.run import Job
+    from vtscale_jax.divergence.states import FINAL
+
+    return Job(
+        name=name if layer == FINAL else f"{name}-layer{layer}",
+        layer=layer,
+        how=How(options.reduction, options.kernel, options.null, options.seed),
+        replicates=options.replicates,
+        seed=options.seed,
+        max_bad_share=options.max_bad_share,
+        **more,
+    )
+
+
+def _text_jobs(options: argparse.Namespace, mesh: Any) -> Jobs:
+    """Pairs of answers on a language model, a job for each layer."""
+    import jax
+
+    from vtscale_jax.divergence.pairs.tokens import Lengths
+    from vtscale_jax.divergence.pairs.writers import writer_for
+    from vtscale_jax.divergence.states import FINAL, through_layer
+    from vtscale_jax.divergence.text_branches import TextBranches
+    from vtscale_jax.weights import embedded_llm
+    from vtscale_jax.weights.files.fingerprint import tensors_sha256
+    from vtscale_jax.weights.language_models import load_language_model
+    from vtscale_jax.weights.pretrained import open_pretrained
+
+    name = options.llm or embedded_llm.NAME
+    embedded = name == embedded_llm.NAME
+    dtype = options.dtype or "auto"
+    if dtype == "auto":
+        dtype = "float32" if jax.default_backend() == "cpu" else "bfloat16"
+    if embedded:
+        model = embedded_llm.load_embedded_llm()
+        weights, dtype = embedded_llm.sha256(), "float32"
+    else:
+        # The hash first: of a measurement that is finished nothing else is loaded.
+        weights = tensors_sha256(open_pretrained("--llm", name).tensors)
+        model = None
+    read, pairs, pairs_sha256 = _text_pairs(options, embedded)
+    form = options.prompt_form or ("plain" if embedded else "chat")
+    inputs = {
+        "llm": name,
+        "weights_sha256": weights,
+        "pairs_sha256": pairs_sha256,
+        "num_pairs": options.num_pairs,
+        "prompt_form": form,
+        "max_prefix": options.max_prefix,
+        "dtype": dtype,
+        "batch_size": options.batch_size,
+    }
+
+    def open_source(layer: str) -> TextBranches:
+        nonlocal model
+        if model is None:
+            model = load_language_model("--llm", name, dtype=dtype)
+        params, config = through_layer(model.params, model.config, layer)
+        return TextBranches(
+            read,
+            writer_for(model.tokenizer, form),
+            Lengths(options.max_length, options.max_prefix, model.limit),
+            where=pairs,
+            params=params,
+            config=config,
+            final=layer == FINAL,
+            mesh=mesh,
+            batch_size=options.batch_size,
+            most=options.num_pairs,
+            max_bad_share=options.max_bad_share,
+        )
+
+    stem = options.name or Path(name.rstrip("/")).name.removesuffix(".gguf")
+    for layer in options.layer or [FINAL]:
+        job = _job(
+            options,
+            stem,
+            layer,
+            kind="text",
+            num_positions=options.max_length,
+            inputs=inputs,
+            pairs=pairs,
+        )
+        yield job, functools.partial(open_source, layer)
+
+
+def _text_pairs(
+    options: argparse.Namespace, embedded: bool
+) -> tuple[Callable[[], Iterator[Any]], str, str]:
+    """What reads the pairs, their name, and a hash of them."""
+    from vtscale_jax.divergence.pairs.digit_text import digit_text_pairs
+    from vtscale_jax.divergence.pairs.rows import file_sha256, read_pairs
+    from vtscale_jax.embedded.questions import ask
+
+    if embedded and options.pairs is None:
+        read = functools.partial(digit_text_pairs, DIGIT_PAIRS, options.seed, ask)
+        digest = hashlib.sha256()
+        for pair in read():
+            digest.update(repr(pair).encode())
+        return read, "written-out Digit Pages", digest.hexdigest()
+    path = options.pairs or shipped_pairs()
+    name = "the shipped pairs" if options.pairs is None else str(path)
+    return functools.partial(read_pairs, path), name, file_sha256(path)
+
+
+def _vision_jobs(options: argparse.Namespace, mesh: Any) -> Jobs:
+    """Pairs of images on a trained run, a job for each layer."""
+    from vtscale_jax.assemble import family_questions
+    from vtscale_jax.divergence.pairs.rows import PairsError, file_sha256
+    from vtscale_jax.divergence.states import FINAL
+    from vtscale_jax.divergence.vision_branches import (
+        VisionBranches,
+        neighbours,
+        read_image_pairs,
+    )
+    from vtscale_jax.trained import open_trained
+    from vtscale_jax.weights.starting import RUN_WEIGHTS
+
+    run = open_trained(options.run, num_queries=options.num_queries)
+    number = options.num_pairs or IMAGE_PAIRS
+    if options.pairs is not None:
+        rows = list(read_image_pairs(options.pairs))[: options.num_pairs]
+        pairs, digest = str(options.pairs), file_sha256(options.pairs)
+    elif run.config.data.name == "digit_pages":
+        each = -(-(number + 1) // len(run.config.data.families))
+        records = family_questions(run.config, each, "final")
+        rows = neighbours(records)[:number]
+        pairs, digest = "held-out Digit Pages", f"digit_pages {number}"
+    else:
+        raise PairsError(
+            f"--run {options.run} was not trained on Digit Pages, so that no pairs of "
+            "images come with it: give --pairs FILE, a JSONL of image_a, image_b and "
+            "question"
+        )
+    M = run.layout.num_queries
+    inputs = {
+        "run": str(options.run),
+        "weights_sha256": file_sha256(options.run / RUN_WEIGHTS),
+        "pairs_sha256": digest,
+        "num_pairs": number if options.pairs is None else options.num_pairs,
+        "num_queries": M,
+        "batch_size": options.batch_size,
+    }
+    stem = options.name or options.run.resolve().name
+    if options.name is None and options.num_queries is not None:
+        stem = f"{stem}-first{M}"
+    for layer in options.layer or [FINAL]:
+        job = _job(
+            options,
+            stem,
+            layer,
+            kind="vision",
+            num_positions=M,
+            inputs=inputs,
+            pairs=pairs,
+        )
+        yield (
+            job,
+            functools.partial(
+                VisionBranches,
+                run,
+                rows,
+                layer=layer,
+                mesh=mesh,
+                batch_size=options.batch_size,
+                max_bad_share=options.max_bad_share,
+            ),
+        )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,279 @@
+"""What a result says, in plain sentences and in one row of a table.
+
+    findings(result)[0].text -> "Regime: linear; n_balance = 4.21 (3.9 to 4.6). …"
+
+All numbers are those of the result file. What speaks against the theory is said as
+plainly as what speaks for it.
+"""
+
+import math
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+
+from vtscale_jax.divergence.result import Result
+
+Tone = Literal["good", "bad", "plain"]
+
+
+class Finding(NamedTuple):
+    """A sentence, and whether it speaks for the theory, against it, or neither."""
+
+    tone: Tone
+    text: str
+
+
+class Cell(NamedTuple):
+    """A cell of the table: what it shows, what it is sorted by (numbers as text; empty
+    where there is none), and whether it shows a failure."""
+
+    text: str
+    value: str
+    bad: bool = False
+
+
+COLUMNS = (
+    *("model", "pairs", "longest n", "regime", "n_balance", "ψ_equal", "ψ within"),
+    *("ψ between", "within − between", "error λ√Υ", "error √n", "error n"),
+    *("error power law", "bound", "null p"),
+)
+_ERRORS = {
+    "relative_rmse": "λ√Υ(n)",
+    "relative_rmse_sqrt_n": "√n",
+    "relative_rmse_n": "n",
+    "relative_rmse_power": "a free power law",
+}
+MANY_LINES = 12  # line numbers of bad rows that are written out
+
+
+def findings(result: Result) -> tuple[Finding, ...]:
+    """The sentences about one result, the most important first."""
+    fitted = result.fits.get("symmetric")
+    if fitted is None:
+        theory = (Finding("plain", "No theory was fitted to this measurement."),)
+    else:
+        bound = _bound(fitted, result.fits["last_n"])
+        theory = (_regime(fitted), _fit(fitted), bound, _excess(result, fitted))
+    return (*theory, _null(result), _pairs(result), _left_out(result))
+
+
+def cells(result: Result) -> tuple[Cell, ...]:
+    """The row of one result, in the order of `COLUMNS`."""
+    fitted = result.fits.get("symmetric") or {}
+    counts = result.counts
+    longest = result.fits.get("last_n")
+    middle = Cell(interval_words(fitted, "n_balance", none="none"), "")
+    if fitted.get("n_balance") is not None:
+        middle = middle._replace(value=repr(float(fitted["n_balance"])))
+    best = _best(fitted)
+    return (
+        Cell(result.name, result.name),
+        _number(int(counts[0]) if len(counts) else 0),
+        _number(longest),
+        Cell(fitted.get("regime") or "–", fitted.get("regime") or ""),
+        middle,
+        *(_number(fitted.get(name)) for name in ("psi_equal", "psi_within")),
+        _number(fitted.get("psi_cross")),
+        _number(fitted.get("B"), bad=(fitted.get("B") or 0) < 0),
+        *(
+            _share(fitted.get(name), name == "relative_rmse" and best != name)
+            for name in _ERRORS
+        ),
+        _verdict(fitted, longest),
+        _null_cell(result),
+    )
+
+
+def interval_words(fitted: dict[str, Any], name: str, *, none: str) -> str:
+    """ "4.21 (3.9 to 4.6)": a number of the fits with its 95 % interval; `none` for a
+    number there is not, ∞ for an end there is not."""
+    value = fitted.get(name)
+    text = none if value is None else number(value)
+    low, high = (fitted.get("intervals") or {}).get(name) or (None, None)
+    if low is None and high is None:
+        return text
+    ends = [number(low), "∞" if high is None else number(high)]
+    return f"{text} ({ends[0]} to {ends[1]})"
+
+
+def number(value: float | int | None) -> str:
+    """Three digits, thousands apart; "–" for none.
+
+    >>> number(0.01234), number(12345), number(None)
+    ('0.0123', '12,345', '–')
+    """
+    if value is None or math.isnan(value):
+        return "–"
+    if abs(value) >= 1000 or isinstance(value, int):
+        text = f"{value:,.0f}"
+    else:
+        text = f"{value:.3g}"
+    return text.replace("-", "−")
+
+
+def percent(value: float | int | None) -> str:
+    """A share in per cent: "2.3 %"."""
+    if value is None or math.isnan(value):
+        return "–"
+    # A space that no line is broken at.
+    return f"{number(float(f'{100 * value:.2g}'))}\N{NO-BREAK SPACE}%"
+
+
+def _regime(fitted: dict[str, Any]) -> Finding:
+    label = fitted["regime"]
+    if label is None:
+        return Finding("plain", fitted["regime_sentence"])
+    text = f"Regime: {label}. {fitted['regime_sentence']}"
+    if fitted["intervals"] is not None:
+        middle = interval_words(fitted, "n_balance", none="none")
+        text += f" n_balance with its 95 % interval: {middle}."
+    return Finding("bad" if label.startswith("no bound") else "plain", text)
+
+
+def _fit(fitted: dict[str, Any]) -> Finding:
+    own = fitted["relative_rmse"]
+    if own is None:
+        return Finding("plain", "λ√Υ(n) could not be fitted: too few n have Υ > 0.")
+    errors = ", ".join(
+        f"{percent(fitted[name])} for {words}"
+        for name, words in _ERRORS.items()
+        if name != "relative_rmse"
+    )
+    text = f"λ√Υ(n) misses E[D(n)] by {percent(own)} (relative RMSE), beside {errors}."
+    best = _best(fitted)
+    if best == "relative_rmse":
+        return Finding("good", f"{text} It fits best of the four.")
+    rival = "A free power law, with one number more," if "power" in best else "Plain "
+    rival += "" if "power" in best else _ERRORS[best]
+    return Finding("bad", f"{text} {rival} fits better.")
+
+
+def _best(fitted: dict[str, Any]) -> str:
+    """Which of `_ERRORS` is least; the theory's own where it is as small as another."""
+
+    def error(name: str) -> float:
+        found = fitted.get(name)
+        return math.inf if found is None else found
+
+    return min(_ERRORS, key=error)
+
+
+def _bound(fitted: dict[str, Any], last_n: int | None) -> Finding:
+    if last_n is None:
+        return Finding("plain", "No n has enough pairs to look at the bound.")
+    exceeded, exists = fitted["bound_exceeded"], fitted["upsilon_nonnegative"]
+    share = percent(fitted["largest_over_bound"])
+    if exceeded:
+        text = f"The bound √2·h·√Υ(n) fails: E[D(n)] is above it at {_ranges(exceeded)}"
+        return Finding("bad", f"{text}, and up to {share} of it.")
+    if exists == [[1, last_n]]:
+        text = f"The bound √2·h·√Υ(n) holds for all n up to {last_n}"
+        return Finding("good", f"{text}: E[D(n)] is at most {share} of it.")
+    if not exists:
+        return Finding("bad", "There is no bound: Υ(n) is negative wherever measured.")
+    text = f"The bound exists only at {_ranges(exists)} of n ≤ {last_n}"
+    return Finding("bad", f"{text}: elsewhere Υ(n) is negative. Where it is, it holds.")
+
+
+def _excess(result: Result, fitted: dict[str, Any]) -> Finding:
+    test, excess = result.fits.get("excess"), fitted["B"]
+    if test is None or excess is None:
+        return Finding("plain", "Too few pairs to test ψ within − ψ between against 0.")
+    chance = f"p = {number(test['p_value'])}, farthest from 0 at n = {test['at']}"
+    size = interval_words(fitted, "B", none="none")
+    if not test["differs"]:
+        text = f"ψ within − ψ between, {size}, cannot be told from 0 ({chance})."
+        return Finding("plain", f"{text} Then the bound grows like √n.")
+    if excess > 0:
+        text = "States are more alike within an answer than between the two"
+        return Finding("good", f"{text}: by {size} on average ({chance}).")
+    text = "States are not more alike within an answer than between the two, as the "
+    text += f"theory supposes: the difference is {size} on average"
+    return Finding("bad", f"{text}, and differs from 0 ({chance}).")
+
+
+def _null(result: Result) -> Finding:
+    if result.null is None:
+        return Finding("plain", "Null test: not made (measure with --null).")
+    test = result.null["test"]
+    if test is None:
+        return Finding("plain", "Null test: too few pairs for a verdict.")
+    chance = f"p = {number(test['p_value'])}"
+    if test["differs"]:
+        text = "Null test failed: with A and B exchanged at random the difference must "
+        text += f"be 0, but is not, at n = {test['at']} most of all ({chance})"
+        return Finding("bad", f"{text}. Do not trust this measurement.")
+    text = "Null test passed: with A and B exchanged at random no difference is left"
+    return Finding("good", f"{text} ({chance}).")
+
+
+def _pairs(result: Result) -> Finding:
+    counts = result.counts
+    reached = np.flatnonzero(counts > 0)
+    if not len(reached):
+        return Finding("bad", "No pair was measured.")
+    least, last = result.fits.get("least_count"), result.fits.get("last_n")
+    text = f"{counts[0]:,} pairs; the longest reaches n = {reached[-1] + 1:,}"
+    if least is None:
+        return Finding("plain", f"{text}.")
+    if last is None:
+        text += f". No n has the {least} pairs that a fit needs"
+        return Finding("bad", f"{text}: measure more pairs.")
+    return Finding("plain", f"{text}, and {least} or more reach n = {last:,}.")
+
+
+def _left_out(result: Result) -> Finding:
+    bad = result.pairs.get("bad") or {}
+    if not bad:
+        return Finding("plain", "No row was left out.")
+    lines = result.pairs.get("bad_lines") or {}
+    parts = [
+        f"{count:,} {reason}{_lines(lines.get(reason, ()))}"
+        for reason, count in bad.items()
+    ]
+    total = result.pairs.get("rows")
+    of = "" if total is None else f" of {total:,}"
+    return Finding(
+        "plain", f"Rows left out: {sum(bad.values()):,}{of}: {'; '.join(parts)}."
+    )
+
+
+def _lines(lines: list[int] | tuple[int, ...]) -> str:
+    if not lines:
+        return ""
+    shown = ", ".join(str(line) for line in lines[:MANY_LINES])
+    more = len(lines) - MANY_LINES
+    return f" (line {shown}{f' and {more:,} more' if more > 0 else ''})"
+
+
+def _ranges(stretches: list[list[int]]) -> str:
+    """[[2, 3], [7, 7]] -> "n = 2–3, 7"."""
+    words = [str(a) if a == b else f"{a}–{b}" for a, b in stretches[:5]]
+    more = len(stretches) - 5
+    return f"n = {', '.join(words)}" + (f" and {more} more" if more > 0 else "")
+
+
+def _verdict(fitted: dict[str, Any], last_n: int | None) -> Cell:
+    """Whether E[D(n)] keeps to the bound, and whether there is one, up to `last_n`."""
+    if last_n is None or not fitted:
+        return Cell("–", "")
+    if fitted["bound_exceeded"]:
+        return Cell("fails", "fails", bad=True)
+    if fitted["upsilon_nonnegative"] == [[1, last_n]]:
+        return Cell("holds", "holds")
+    return Cell("ends", "ends", bad=True)
+
+
+def _null_cell(result: Result) -> Cell:
+    test = (result.null or {}).get("test")
+    if test is None:
+        return Cell("–", "")
+    return _number(test["p_value"], bad=test["differs"])
+
+
+def _number(value: float | int | None, *, bad: bool = False) -> Cell:
+    return Cell(number(value), "" if value is None else repr(value), bad)
+
+
+def _share(value: float | int | None, bad: bool) -> Cell:
+    return Cell(percent(value), "" if value is None else repr(value), bad)

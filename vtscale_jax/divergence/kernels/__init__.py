@@ -1,0 +1,1 @@
+"""Three ways to the sums over pairs of positions: enumerated, tiled, fused."""

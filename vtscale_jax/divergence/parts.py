@@ -1,0 +1,145 @@
+"""What a measurement has so far: one file for every chunk of rows.
+
+A chunk's file holds the curves of its pairs as they are, so that the whole can be put
+together in one order whoever measured which: a run that was interrupted goes on with
+the chunks that are missing, and several processes share one folder.
+"""
+
+import io
+import json
+import zipfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from jaxtyping import Float, Int
+
+from vtscale_jax.divergence.histograms import Histograms
+from vtscale_jax.divergence.result import PAIR_CURVES
+
+SETTINGS = "settings.json"
+
+
+class PartsError(ValueError):
+    """A folder of parts that belongs to another measurement, or is damaged."""
+
+
+class Part(NamedTuple):
+    """The pairs of one chunk, in the order of their rows.
+
+    rows:       numbers in the data              lengths: n that each pair reaches
+    curves:     by `PAIR_CURVES`, [P, n]         norm: largest of each pair
+    histograms: over all of them
+    null:       mean over swaps of ½(ψ_AA + ψ_BB) − ψ_AB, [P, n], or None
+    bad:        rows left out: {"line", "reason", "detail"}
+    """
+
+    rows: Int[np.ndarray, " P"]
+    lengths: Int[np.ndarray, " P"]
+    curves: dict[str, Float[np.ndarray, "P n"]]
+    norm: Float[np.ndarray, " P"]
+    histograms: Histograms
+    null: Float[np.ndarray, "P n"] | None
+    bad: list[dict[str, Any]]
+
+
+class Parts:
+    """The parts of one measurement in `folder`."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def claim(self, settings: Mapping[str, Any], *, writes: bool = True) -> None:
+        """Takes the folder for a measurement with these settings; PartsError when it
+        holds parts of one with others, which would be mixed."""
+        file = self.folder / SETTINGS
+        wanted = json.loads(json.dumps(settings))
+        if file.exists():
+            theirs = json.loads(file.read_text(encoding="utf-8"))
+            differ = sorted(
+                key
+                for key in theirs.keys() | wanted.keys()
+                if theirs.get(key) != wanted.get(key)
+            )
+            if differ:
+                listed = "".join(
+                    f"\n  {key}: {theirs.get(key)} there, {wanted.get(key)} now"
+                    for key in differ
+                )
+                raise PartsError(
+                    f"{self.folder} holds part of a measurement with other settings:"
+                    f"{listed}\nGo on with those, delete the folder, or choose another "
+                    "--out"
+                )
+            return
+        if writes:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            _write(file, (json.dumps(wanted, indent=2) + "\n").encode())
+
+    def path(self, chunk: int) -> Path:
+        """The file of a chunk."""
+        return self.folder / f"{chunk:06d}.npz"
+
+    def missing(self, chunks: int) -> list[int]:
+        """Which of the first `chunks` chunks are not there yet."""
+        return [chunk for chunk in range(chunks) if not self.path(chunk).exists()]
+
+    def write(self, chunk: int, part: Part) -> None:
+        """Writes a chunk's file whole or not at all."""
+        arrays = {
+            "rows": part.rows,
+            "lengths": part.lengths,
+            "norm": part.norm,
+            **{f"curve_{name}": part.curves[name] for name in PAIR_CURVES},
+            **{
+                f"histogram_{name}": counts
+                for name, counts in part.histograms._asdict().items()
+            },
+            "bad": np.frombuffer(json.dumps(part.bad).encode(), np.uint8),
+        }
+        if part.null is not None:
+            arrays["null"] = part.null
+        content = io.BytesIO()
+        np.savez_compressed(content, **arrays)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        _write(self.path(chunk), content.getvalue())
+
+    def read(self, chunk: int) -> Part:
+        """A chunk's part; PartsError names a file that is damaged."""
+        path = self.path(chunk)
+        try:
+            with np.load(path, allow_pickle=False) as file:
+                arrays = {name: file[name] for name in file.files}
+            return Part(
+                arrays["rows"],
+                arrays["lengths"],
+                {name: arrays[f"curve_{name}"] for name in PAIR_CURVES},
+                arrays["norm"],
+                Histograms(*(arrays[f"histogram_{n}"] for n in Histograms._fields)),
+                arrays.get("null"),
+                json.loads(arrays["bad"].tobytes()),
+            )
+        except (OSError, KeyError, ValueError, EOFError, zipfile.BadZipFile) as error:
+            raise PartsError(
+                f"{path} is damaged ({error}); delete it and run the same command again"
+            ) from error
+
+    def all(self, chunks: int) -> Iterator[Part]:
+        """The parts of all chunks in order, one in memory at a time."""
+        for chunk in range(chunks):
+            yield self.read(chunk)
+
+    def remove(self) -> None:
+        """Deletes what this class has written."""
+        for file in [*self.folder.glob("*.npz"), *self.folder.glob(".*.partial")]:
+            file.unlink()
+        (self.folder / SETTINGS).unlink(missing_ok=True)
+        if not any(self.folder.iterdir()):
+            self.folder.rmdir()
+
+
+def _write(path: Path, content: bytes) -> None:
+    temporary = path.with_name(f".{path.name}.partial")
+    temporary.write_bytes(content)
+    temporary.replace(path)

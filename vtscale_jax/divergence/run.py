@@ -1,0 +1,283 @@
+"""One measurement from start to end: chunks shared out, parts kept, one result file.
+
+    path = run_measurement(source, Job(...), out, processes)
+
+What is done is kept: a measurement that was interrupted goes on, one that is finished
+is not made again.
+"""
+
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol, runtime_checkable
+
+from jax.sharding import Mesh
+
+from vtscale_jax.divergence import null
+from vtscale_jax.divergence.histograms import EDGES
+from vtscale_jax.divergence.measure import (
+    How,
+    Source,
+    Step,
+    Whole,
+    combine,
+    measure_chunk,
+    num_chunks,
+)
+from vtscale_jax.divergence.pairs.rows import BadRow, check_share
+from vtscale_jax.divergence.parts import Parts
+from vtscale_jax.divergence.result import Result, plain, read_result, write_result
+from vtscale_jax.divergence.summary import summarize
+from vtscale_jax.metrics import MetricsLog, NoLog, Throughput
+from vtscale_jax.run_folder import code_version, versions
+
+BAD_ROWS = "bad_rows.jsonl"
+
+
+class RunError(ValueError):
+    """A result that belongs to another measurement."""
+
+
+@runtime_checkable
+class Processes(Protocol):
+    """Those that share the work (`parallel.hosts.processes`)."""
+
+    index: int
+    count: int
+    is_first: bool
+
+    def barrier(self, phase: str, timeout_s: float = 600.0) -> None:
+        """Waits until all are at `phase`."""
+        ...
+
+    def reached(self, phase: str) -> None:
+        """Says where this one is."""
+        ...
+
+
+class Job(NamedTuple):
+    """What is measured, and what the result says of it.
+
+    name:     of the model; the result is `<out>/<name>.json`
+    kind:     "text" or "vision"
+    layer:    "final" or the number of a block
+    num_positions: N
+    how:      reduction, kernel, swaps
+    replicates, seed: of the bootstrap
+    inputs:   hashes of data and weights, dtypes, lengths: all that would change the
+              numbers; a measurement goes on only where they are the same
+    pairs:    where the pairs came from, in words
+    max_bad_share: of the rows
+    """
+
+    name: str
+    kind: str
+    layer: str
+    num_positions: int
+    how: How
+    replicates: int
+    seed: int
+    inputs: dict[str, Any]
+    pairs: str
+    max_bad_share: float
+
+
+def finished(path: Path, job: Job) -> bool:
+    """Whether this very measurement is in `path` already.
+
+    RunError when another one is: it is not written over.
+    """
+    if not path.exists():
+        return False
+    there = read_result(path)
+    found = {
+        "kind": there.kind,
+        "layer": there.layer,
+        "reduction": there.reduction,
+        "num_positions": there.num_positions,
+        **{key: there.manifest.get(key) for key in ("seed", "replicates", "swaps")},
+        **{key: there.manifest.get(key) for key in job.inputs},
+    }
+    wanted = plain(_identity(job))
+    differ = [key for key in wanted if plain(found.get(key)) != wanted[key]]
+    if differ:
+        listed = "".join(
+            f"\n  {k}: {found.get(k)} there, {wanted[k]} now" for k in differ
+        )
+        raise RunError(
+            f"{path} is the result of another measurement:{listed}\nIt is not written "
+            "over: choose another --name or --out, or delete it"
+        )
+    return True
+
+
+def _identity(job: Job) -> dict[str, Any]:
+    """What makes two measurements the same, as the result tells it."""
+    return {
+        "kind": job.kind,
+        "layer": job.layer,
+        "reduction": job.how.reduction,
+        "num_positions": job.num_positions,
+        "swaps": job.how.swaps,
+        "seed": job.seed,
+        "replicates": job.replicates,
+        **job.inputs,
+    }
+
+
+def run_measurement(
+    source: Source,
+    job: Job,
+    out: Path,
+    mesh: Mesh,
+    processes: Processes,
+    say: Callable[[str], None],
+) -> Path:
+    """Measures what is missing, puts the parts together and writes the result; its
+    path. All of several processes call this, each with devices of its own in `mesh`,
+    and share `out`.
+
+    Raises PairsError when too many rows turn out to be no pairs; what was measured
+    stays in the folder of parts.
+    """
+    path = out / f"{job.name}.json"
+    parts = Parts(out / f"{job.name}.parts")
+    settings = {
+        "kind": job.kind,
+        "layer": job.layer,
+        "num_positions": job.num_positions,
+        **job.how._asdict(),
+        **job.inputs,
+    }
+    if processes.is_first:
+        parts.claim(settings)
+    processes.barrier("the folder of parts")
+    parts.claim(settings, writes=False)
+    total = num_chunks(source)
+    missing = parts.missing(total)
+    if len(missing) < total:
+        say(f"going on: {total - len(missing)} of {total} chunks are measured")
+    # By number, not by place in the list: the others may already be at work.
+    own = [chunk for chunk in missing if chunk % processes.count == processes.index]
+    with _log(out / "logs" / job.name, source, own, processes) as log:
+        _measure(source, own, parts, job.how, mesh, processes, log)
+    # The others may have much more to do than this one.
+    while parts.missing(total) and processes.count > 1:
+        processes.reached("waiting for the others' chunks")
+        time.sleep(0.2)
+    processes.barrier("all chunks")
+    if processes.is_first:
+        whole = combine(
+            parts.all(total),
+            job.num_positions,
+            replicates=job.replicates,
+            seed=job.seed,
+        )
+        result = _result(whole, job, source.num_rows, mesh)
+        _write_bad_rows(out / f"{job.name}.{BAD_ROWS}", whole)
+        write_result(path, result)
+        parts.remove()
+    processes.barrier("the result")
+    return path
+
+
+def _log(
+    folder: Path, source: Source, own: list[int], processes: Processes
+) -> MetricsLog | NoLog:
+    if not own or not processes.is_first:
+        return NoLog()
+    return MetricsLog(
+        folder, total_steps=min(source.num_rows, len(own) * source.chunk_rows)
+    )
+
+
+def _measure(
+    source: Source,
+    own: list[int],
+    parts: Parts,
+    how: How,
+    mesh: Mesh,
+    processes: Processes,
+    log: MetricsLog | NoLog,
+) -> None:
+    """Measures this process's chunks; each is written as soon as it is done."""
+    step, done, speed = Step(how, mesh), 0, Throughput()
+
+    def of_batch(pairs: int) -> None:
+        nonlocal done
+        done += pairs
+        processes.reached(f"pair {done:,} of its own")
+        log.write(done, samples_per_s=speed.update(pairs))
+
+    for index, chunk in source.chunks(own):
+        part = measure_chunk(source, chunk, how, step, of_batch)
+        parts.write(index, part)
+
+
+def _result(whole: Whole, job: Job, total: int, mesh: Mesh) -> Result:
+    """The result file's content; the same whoever measured."""
+    bad = [BadRow(**row) for row in whole.bad]
+    summary = check_share(bad, total, job.max_bad_share, where=job.pairs)
+    bands, counts = whole.estimate.bands(), whole.estimate.counts()
+    replicates = whole.estimate.replicates()
+    fits = summarize(
+        {name: band.mean for name, band in bands.items()},
+        counts,
+        whole.largest_norm,
+        replicates=replicates,
+    )
+    excess = bands["psi_excess"].mean
+    fits["excess"] = null.describe(
+        null.sup_test(excess, replicates["psi_excess"], counts)
+    )
+    device = mesh.devices.flat[0]
+    return Result(
+        name=job.name,
+        kind=job.kind,
+        reduction=job.how.reduction,
+        layer=job.layer,
+        counts=counts,
+        curves=bands,
+        edges=EDGES,
+        histograms=whole.histograms._asdict(),
+        largest_norm=whole.largest_norm,
+        fits=fits,
+        null=_null(whole, job.how.swaps),
+        pairs={"source": job.pairs, **summary},
+        manifest={
+            **code_version(),
+            "versions": versions(),
+            "device": {"platform": device.platform, "kind": device.device_kind},
+            "replicates": job.replicates,
+            "seed": job.seed,
+            "swaps": job.how.swaps,
+            "kernel": job.how.kernel,
+            **job.inputs,
+        },
+    )
+
+
+def _null(whole: Whole, swaps: int) -> dict[str, Any] | None:
+    """The null measurement as a band, and whether it differs from 0."""
+    if whole.null is None:
+        return None
+    (band,) = whole.null.bands().values()
+    (replicates,) = whole.null.replicates().values()
+    test = null.sup_test(band.mean, replicates, whole.null.counts())
+    return {
+        "swaps": swaps,
+        "mean": band.mean,
+        "low": band.low,
+        "high": band.high,
+        "test": null.describe(test),
+    }
+
+
+def _write_bad_rows(path: Path, whole: Whole) -> None:
+    """All rows that were left out, one a line; no file when there is none."""
+    if not whole.bad:
+        path.unlink(missing_ok=True)
+        return
+    lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in whole.bad]
+    path.write_text("".join(lines), encoding="utf-8")

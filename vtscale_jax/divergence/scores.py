@@ -1,0 +1,134 @@
+"""κ and β of S(M) = κ·(√Υ(M))^β, from a result and a table of scores (paper §3.5)."""
+
+import csv
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from vtscale_jax.divergence.result import Result
+from vtscale_jax.divergence.summary import scores_fit, spread_of
+
+TIDY = ("n_l", "metric", "score")
+
+
+class ScoresError(ValueError):
+    """A table of scores that cannot be read, or has none of those asked for."""
+
+
+def fitted(
+    result: Result,
+    scores: Path | None = None,
+    metric: str | None = None,
+    inputs: str | None = None,
+) -> dict[str, Any]:
+    """What the theory makes of a result (`summary.summarize`), and, under `scores`, κ
+    and β of a metric where a table is given (`summary.scores_fit`).
+
+    ScoresError names the table, the line and what was expected.
+    """
+    found = {"name": result.name, "kind": result.kind, **result.fits}
+    if scores is None:
+        return found
+    means = {name: band.mean for name, band in result.curves.items()}
+    upsilon = spread_of(means, "symmetric")
+    chosen = read_scores(scores, metric, inputs)
+    beyond = [m for m in chosen if m > result.num_positions]
+    fit = scores_fit(
+        upsilon, {m: s for m, s in chosen.items() if m <= result.num_positions}
+    )
+    return {**found, "scores": {**fit, "metric": metric, "beyond": beyond}}
+
+
+def read_scores(
+    path: Path, metric: str | None, inputs: str | None = None
+) -> dict[int, float]:
+    """Score by M of one metric (and one kind of inputs), from a CSV that is tidy
+    (`n_l`, `metric`, `score`) or wide (`n_l` and a column for each metric)."""
+    try:
+        with path.open(newline="", encoding="utf-8") as file:
+            rows = list(csv.DictReader(file))
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise ScoresError(f"{path} cannot be read ({error})") from error
+    columns = list(rows[0]) if rows else []
+    if "n_l" not in columns:
+        raise ScoresError(
+            f"{path}: has columns {columns}, expected n_l, metric and score, or n_l "
+            "and a column for each metric"
+        )
+    tidy = set(TIDY) <= set(columns)
+    metrics = sorted({row["metric"] for row in rows}) if tidy else columns
+    if metric not in metrics:
+        raise ScoresError(f"{path}: --metric is {metric!r}, expected one of {metrics}")
+    kinds = sorted({row["inputs"] for row in rows}) if "inputs" in columns else []
+    if kinds and inputs not in kinds and (inputs is not None or len(kinds) > 1):
+        raise ScoresError(f"{path}: --inputs is {inputs!r}, expected one of {kinds}")
+    found: dict[int, float] = {}
+    for line, row in enumerate(rows, start=2):
+        if tidy and row["metric"] != metric:
+            continue
+        if kinds and inputs is not None and row["inputs"] != inputs:
+            continue
+        value = row["score"] if tidy else row[str(metric)]
+        number = _number(path, line, "n_l", row["n_l"])
+        if number in found:
+            raise ScoresError(
+                f"{path}, line {line}: a second score of {metric} at n_l = {number:g}"
+            )
+        found[int(number)] = _number(path, line, str(metric), value)
+    return dict(sorted(found.items()))
+
+
+def describe(found: Mapping[str, Any]) -> str:
+    """The theory's numbers in lines for people."""
+    lines = [f"{found['name']} ({found['kind']})"]
+    for within in ("symmetric", "aa"):
+        one = found[within]
+        lines += [
+            f"  ψ_within {within}: {one['regime_sentence']}",
+            f"    λ {_with(one, 'lambda')}, n_balance {_with(one, 'n_balance')}",
+            f"    A {_with(one, 'A')}, B {_with(one, 'B')}",
+            "    relative RMSE: λ√Υ "
+            + ", ".join(
+                f"{label} {_shown(one[key])}"
+                for label, key in (
+                    ("", "relative_rmse"),
+                    ("c·n^a", "relative_rmse_power"),
+                    ("c·√n", "relative_rmse_sqrt_n"),
+                    ("c·n", "relative_rmse_n"),
+                )
+            ).strip(),
+        ]
+    if "scores" in found:
+        fit = found["scores"]
+        lines.append(
+            f"  {fit['metric']}: "
+            + ", ".join(f"{key} {_shown(value)}" for key, value in fit.items())
+        )
+    return "\n".join(lines)
+
+
+def _with(numbers: Mapping[str, Any], name: str) -> str:
+    """A number with its interval."""
+    interval = (numbers.get("intervals") or {}).get(name)
+    text = _shown(numbers[name])
+    if interval is None:
+        return text
+    low, high = (("∞" if end is None else _shown(end)) for end in interval)
+    return f"{text} [{low}, {high}]"
+
+
+def _shown(value: Any) -> str:
+    if value is None:
+        return "none"
+    return f"{value:.4g}" if isinstance(value, int | float | np.number) else str(value)
+
+
+def _number(path: Path, line: int, field: str, text: str | None) -> float:
+    try:
+        return float(text or "")
+    except ValueError as error:
+        raise ScoresError(
+            f"{path}, line {line}: {field} is {text!r}, expected a number"
+        ) from error

@@ -1,0 +1,209 @@
+"""Two images under one question, as a trained run's language model sees them.
+
+The branch is the block of M fused vision tokens; its prefix is all that stands before
+it. This is where the theory, which the paper measures on text only, meets training.
+"""
+
+import functools
+import itertools
+import json
+from collections.abc import Collection, Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jaxtyping import Array, Float
+
+from vtscale_jax.collate import BatchSpec, collate, fit_buckets
+from vtscale_jax.divergence.measure import CHUNK_ROWS, Chunk, PairBatch
+from vtscale_jax.divergence.pairs.rows import BadRow, PairsError, check_share
+from vtscale_jax.divergence.states import Rows, branch_states, through_layer
+from vtscale_jax.loader import encode
+from vtscale_jax.tokens import llm_slots
+from vtscale_jax.trained import Trained
+from vtscale_jax.types import FusionInput, Record, Turn
+from vtscale_jax.views import ImageLike, load_image
+from vtscale_jax.vlm import VLM, ModelConfig
+
+FIELDS = ("image_a", "image_b", "question")
+PROBED = 8  # pairs with the longest questions, which batch shapes are fitted to
+
+
+class ImagePair(NamedTuple):
+    """Two images and the question that is asked of both; `line` counts from 1."""
+
+    line: int
+    image_a: ImageLike
+    image_b: ImageLike
+    question: str
+
+
+def read_image_pairs(path: Path) -> Iterator[ImagePair | BadRow]:
+    """The rows of a JSONL file {"image_a": …, "image_b": …, "question": …}; images are
+    files, relative to the folder of the JSONL file. Blank lines are no rows.
+
+    PairsError when the file cannot be read.
+    """
+    try:
+        lines = path.read_text(encoding="utf-8").split("\n")
+    except (OSError, UnicodeDecodeError) as error:
+        raise PairsError(
+            f"{path} cannot be read ({error}); give a JSONL file of pairs of images"
+        ) from error
+    for number, line in enumerate(lines, start=1):
+        if line.strip():
+            yield _image_pair(path, number, line)
+
+
+def _image_pair(path: Path, number: int, line: str) -> ImagePair | BadRow:
+    try:
+        row = json.loads(line)
+    except ValueError as error:
+        return BadRow(number, "not JSON", str(error))
+    if not isinstance(row, dict):
+        return BadRow(number, "wrong type", f"got {type(row).__name__}, not an object")
+    for field in FIELDS:
+        if field not in row:
+            return BadRow(number, "missing field", field)
+        if not isinstance(row[field], str) or not row[field]:
+            return BadRow(number, "wrong type", f"{field} is no text: {row[field]!r}")
+    files = [path.parent / row[field] for field in FIELDS[:2]]
+    if files[0] == files[1]:
+        return BadRow(number, "same branches", f"both images are {row['image_a']}")
+    return ImagePair(number, files[0], files[1], row["question"])
+
+
+def neighbours(records: Sequence[Record]) -> list[ImagePair]:
+    """A pair of each two records that follow each other: the question of the first
+    about the images of both. One less than there are records."""
+    return [
+        ImagePair(number, one.image, other.image, one.turns[0].question)
+        for number, (one, other) in enumerate(itertools.pairwise(records), start=1)
+        if one.image is not None and other.image is not None
+    ]
+
+
+class VisionBranches:
+    """Pairs of images and the hidden states at their vision tokens, in a trained run.
+
+    `pairs` are rows as `read_image_pairs` gives them. `layer` is "final" or a block of
+    the language model. Batches have `batch_size` pairs, or the next multiple of the
+    devices of `mesh`; images are fused on each device alike, pairs are read apart.
+    Raises PairsError for too many bad rows, and for none that is good.
+    """
+
+    def __init__(
+        self,
+        run: Trained,
+        pairs: Sequence[ImagePair | BadRow],
+        *,
+        layer: str,
+        mesh: Mesh,
+        batch_size: int,
+        max_bad_share: float = 0.01,
+        chunk_rows: int = CHUNK_ROWS,
+    ) -> None:
+        self.chunk_rows = chunk_rows
+        self._run, self._rows, self._mesh = run, list(pairs), mesh
+        self._whole = NamedSharding(mesh, PartitionSpec())
+        self._split = NamedSharding(mesh, PartitionSpec(mesh.axis_names))
+        params = dict(run.params)
+        llm, self._config = through_layer(params.pop("llm"), run.model.llm, layer)
+        self._llm = jax.device_put(llm, self._whole)
+        self._eyes = jax.device_put(params, self._whole)
+        self._final = layer == "final"
+        self._batch_size = -(-batch_size // mesh.size) * mesh.size
+        self.num_rows = len(self._rows)
+        bad = [row for row in self._rows if isinstance(row, BadRow)]
+        check_share(bad, self.num_rows, max_bad_share)
+        good = [row for row in self._rows if isinstance(row, ImagePair)]
+        good.sort(key=lambda pair: len(pair.question), reverse=True)
+        self._prefix, self._spec = self._shapes(good[:PROBED])
+
+    def chunks(self, wanted: Collection[int]) -> Iterator[tuple[int, Chunk]]:
+        """The chunks of these numbers, in order."""
+        for index in sorted(wanted):
+            rows = self._rows[index * self.chunk_rows :][: self.chunk_rows]
+            checked = [self._checked(row) for row in rows]
+            pairs = [row for row in checked if isinstance(row, ImagePair)]
+            bad = [row._asdict() for row in checked if isinstance(row, BadRow)]
+            yield index, Chunk([p.line for p in pairs], self._batches(pairs), bad)
+
+    def states(
+        self, inputs: FusionInput
+    ) -> tuple[Float[Array, "B n D"], Float[Array, "B n D"]]:
+        """h^A and h^B at the M vision tokens of both images."""
+        placed = jax.device_put(inputs, self._whole)
+        vectors = _vectors(self._eyes, placed, config=self._run.model)
+        B, M = self._batch_size, vectors.shape[1]
+        rows = Rows(
+            np.broadcast_to(self._prefix, (B, len(self._prefix))),
+            np.full(B, len(self._prefix), np.int32),
+            *(vectors[:B], vectors[B:]),
+            np.full(B, M, np.int32),
+        )
+        return branch_states(
+            self._llm,
+            jax.device_put(rows, self._split),
+            config=self._config,
+            final=self._final,
+        )
+
+    def _record(self, pair: ImagePair, image: ImageLike) -> Record:
+        return Record(f"pair {pair.line}", image, (Turn(pair.question, ""),))
+
+    def _encoded(self, pairs: Sequence[ImagePair]) -> list[Any]:
+        """All images A, then all images B."""
+        records = [self._record(pair, pair.image_a) for pair in pairs]
+        records += [self._record(pair, pair.image_b) for pair in pairs]
+        return [encode(r, self._run.encoding, self._run.layout) for r in records]
+
+    def _shapes(self, longest: Sequence[ImagePair]) -> tuple[np.ndarray, BatchSpec]:
+        """The tokens before the block of vision tokens, the same for every question,
+        and the shapes of batches."""
+        samples = self._encoded(longest)
+        slots = llm_slots(samples[0].llm)
+        assert np.all(np.diff(slots) == 1), "the block of vision tokens has gaps"
+        encoding = self._run.encoding
+        spec = fit_buckets(
+            samples,
+            batch_size=2 * self._batch_size,
+            tokens_per_crop=self._run.model.vision.tokens_per_crop,
+            most_crops=1 + encoding.max_local_views,
+        )
+        return samples[0].llm.ids[: slots[0]], spec.largest()
+
+    def _checked(self, row: ImagePair | BadRow) -> ImagePair | BadRow:
+        """The pair, unless one of its images cannot be read."""
+        if isinstance(row, BadRow):
+            return row
+        for image in (row.image_a, row.image_b):
+            try:
+                load_image(image)
+            except ValueError as error:
+                return BadRow(row.line, "unreadable image", str(error))
+        return row
+
+    def _batches(self, pairs: Sequence[ImagePair]) -> Iterator[PairBatch]:
+        M = self._run.layout.num_queries
+        for start in range(0, len(pairs), self._batch_size):
+            some = pairs[start : start + self._batch_size]
+            filled = [*some, *[some[-1]] * (self._batch_size - len(some))]
+            batch = collate(self._encoded(filled), self._spec)
+            yield PairBatch(
+                list(range(start, start + len(some))),
+                np.full(len(some), M, np.int32),
+                batch.fusion,
+            )
+
+
+@functools.partial(jax.jit, static_argnames="config")
+def _vectors(
+    params: Any, inputs: FusionInput, *, config: ModelConfig
+) -> Float[Array, "B M E"]:
+    inputs = jax.tree.map(jnp.asarray, inputs)
+    found: Any = VLM(config).apply({"params": params}, inputs, method=VLM.query_vectors)
+    return found
