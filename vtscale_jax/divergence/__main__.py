@@ -9,6 +9,7 @@ import hashlib
 import json
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -213,7 +214,8 @@ def _text_pairs(
         for pair in read():
             digest.update(repr(pair).encode())
         return read, "written-out Digit Pages", digest.hexdigest()
-    path = options.pairs or shipped_pairs()
+    shipped = resources.files("vtscale_jax.divergence.pairs") / "shipped.jsonl"
+    path = options.pairs or Path(str(shipped))
     name = "the shipped pairs" if options.pairs is None else str(path)
     return functools.partial(read_pairs, path), name, file_sha256(path)
 
@@ -278,6 +280,7 @@ def _vision_jobs(options: argparse.Namespace, mesh: Any) -> Jobs:
                 layer=layer,
                 mesh=mesh,
                 batch_size=options.batch_size,
+                where=pairs,
                 max_bad_share=options.max_bad_share,
             ),
         )

@@ -64,7 +64,9 @@ def table(found: dict[str, Any], shown: int = 12) -> str:
     """The curves at a dozen n, for people."""
     counts = found["counts"]
     N = len(counts)
-    places = sorted({*np.geomspace(1, N, min(shown, N)).astype(int).tolist(), N})
+    places = sorted({*np.geomspace(1, N, shown).round().astype(int).tolist()})
+    if N <= shown:
+        places = list(range(1, N + 1))
     lines = ["  ".join(f"{name:>19}" for name in ("n", "pairs", *CURVES))]
     for n in places:
         values = [f"{found[name][n - 1]:.6g}" for name in CURVES]

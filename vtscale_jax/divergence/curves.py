@@ -55,14 +55,15 @@ class BranchError(ValueError):
 
 
 def pair_curves(
-    a: Float[Array | np.ndarray, "B n d"],
-    b: Float[Array | np.ndarray, "B n d"],
-    lengths: Int[Array | np.ndarray, " B"] | None = None,
+    a: Float[Array | np.ndarray, "..."],
+    b: Float[Array | np.ndarray, "..."],
+    lengths: Int[Array | np.ndarray, "..."] | None = None,
     *,
     reduction: Reduction = "mean",
     kernel: str = "auto",
 ) -> Curves:
-    """The curves of B pairs whose branches are both `lengths` long (default: n).
+    """The curves of B pairs whose branches, a and b [B, n, d], are both `lengths` [B]
+    long (default: n).
 
     `reduction` is of the positive parts (·)_+ of the cosines, "mean" (§3.6) or "max"
     (Def. 1's worst case), or "signed": the mean without positive part. `kernel` is

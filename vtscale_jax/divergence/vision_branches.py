@@ -103,6 +103,7 @@ class VisionBranches:
         layer: str,
         mesh: Mesh,
         batch_size: int,
+        where: str = "the pairs",
         max_bad_share: float = 0.01,
         chunk_rows: int = CHUNK_ROWS,
     ) -> None:
@@ -118,10 +119,13 @@ class VisionBranches:
         self._batch_size = -(-batch_size // mesh.size) * mesh.size
         self.num_rows = len(self._rows)
         bad = [row for row in self._rows if isinstance(row, BadRow)]
-        check_share(bad, self.num_rows, max_bad_share)
+        check_share(bad, self.num_rows, max_bad_share, where=where)
         good = [row for row in self._rows if isinstance(row, ImagePair)]
         good.sort(key=lambda pair: len(pair.question), reverse=True)
-        self._prefix, self._spec = self._shapes(good[:PROBED])
+        readable = (row for row in good if isinstance(self._checked(row), ImagePair))
+        self._prefix, self._spec = self._shapes(
+            list(itertools.islice(readable, PROBED)), where
+        )
 
     def chunks(self, wanted: Collection[int]) -> Iterator[tuple[int, Chunk]]:
         """The chunks of these numbers, in order."""
@@ -161,9 +165,13 @@ class VisionBranches:
         records += [self._record(pair, pair.image_b) for pair in pairs]
         return [encode(r, self._run.encoding, self._run.layout) for r in records]
 
-    def _shapes(self, longest: Sequence[ImagePair]) -> tuple[np.ndarray, BatchSpec]:
+    def _shapes(
+        self, longest: Sequence[ImagePair], where: str
+    ) -> tuple[np.ndarray, BatchSpec]:
         """The tokens before the block of vision tokens, the same for every question,
         and the shapes of batches."""
+        if not longest:
+            raise PairsError(f"{where}: no image of any pair can be read")
         samples = self._encoded(longest)
         slots = llm_slots(samples[0].llm)
         assert np.all(np.diff(slots) == 1), "the block of vision tokens has gaps"

@@ -199,6 +199,7 @@ def save(figure: Figure, folder: Path, name: str) -> Path:
     A fixed salt and no date: the same figure gives the same bytes.
     """
     figure.savefig(folder / f"{name}.png", dpi=200)
+    figure.set_layout_engine("none")  # what the first file was laid out like
     path = folder / f"{name}.svg"
     with matplotlib.rc_context({"svg.hashsalt": "vtscale_jax"}):
         figure.savefig(path, metadata={"Date": None})
