@@ -176,6 +176,14 @@ BAD = [
         "prefix mismatch",
         {
             "chosen": [user("2 + 2?"), said("4.")],
+            "rejected": [user("2 + 3?"), said("5.")],
+        },
+        "differ from message 1 on",
+    ),
+    (
+        "prefix mismatch",
+        {
+            "chosen": [user("2 + 2?"), said("4.")],
             "rejected": [user("2 + 2?"), said("5."), user("Sure?"), said("5.")],
         },
         "differ from message 2 on",

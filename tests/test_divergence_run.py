@@ -44,6 +44,11 @@ def mesh(devices: int = 1) -> Mesh:
     return Mesh(np.array(jax.devices()[:devices]), ("data",))
 
 
+def on_mesh(params, devices: int = 1):
+    everywhere = jax.sharding.PartitionSpec()
+    return jax.device_put(params, jax.sharding.NamedSharding(mesh(devices), everywhere))
+
+
 def rows():
     return digit_text_pairs(ROWS, 0, ask, grids=(3,))
 
@@ -54,7 +59,7 @@ def source(llm, *, devices: int = 1, read=rows, chunk_rows: int = 8, **more):
         writer_for(llm.tokenizer, "plain"),
         Lengths(N, 64, None),
         where="made-up pairs",
-        params=llm.params,
+        params=on_mesh(llm.params, devices),
         config=llm.config,
         final=True,
         mesh=mesh(devices),
@@ -80,10 +85,10 @@ def job(name: str = "tiny", **more) -> Job:
     return Job(**(fields | more))
 
 
-def run(source, job, out: Path, devices: int = 1) -> Path:
+def run(source, job, out: Path) -> Path:
     said = []
     processes = start(about={}, cluster=ALONE)
-    return run_measurement(source, job, out, mesh(devices), processes, said.append)
+    return run_measurement(source, job, out, processes, said.append)
 
 
 def test_result_is_that_of_pairs_taken_one_by_one(llm, tmp_path):
@@ -128,9 +133,7 @@ def test_result_is_that_of_pairs_taken_one_by_one(llm, tmp_path):
 @pytest.mark.parametrize("devices", [2, 8])
 def test_any_number_of_devices_gives_the_same(llm, tmp_path, devices):
     whole = read_result(run(source(llm), job(), tmp_path / "1"))
-    shared = read_result(
-        run(source(llm, devices=devices), job(), tmp_path / "n", devices)
-    )
+    shared = read_result(run(source(llm, devices=devices), job(), tmp_path / "n"))
     for name in CURVES:
         for one, other in zip(whole.curve(name), shared.curve(name), strict=True):
             np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-6)
@@ -227,7 +230,7 @@ def test_rows_that_show_bad_as_tokens_stop_at_the_end(llm, tmp_path):
         writer_for(llm.tokenizer, "plain"),
         Lengths(N, 17, None),  # "read" has longer questions than "describe"
         where="made-up pairs",
-        params=llm.params,
+        params=on_mesh(llm.params),
         config=llm.config,
         final=True,
         mesh=mesh(),
@@ -277,6 +280,21 @@ def test_two_processes_give_the_same_file_as_one(tmp_path):
     assert one == (tmp_path / "two" / name).read_bytes()
     assert "Next: python -m vtscale_jax.divergence figures" in alone[0]
     assert "Next" in both[0] and "Next" not in both[1]
+
+
+def test_weights_may_be_shared_out(tmp_path):
+    """The same numbers with a copy on each of eight devices and with a part on each."""
+    options = ["--num_pairs", "24", "--max_length", "12", "--replicates", "20"]
+    for layout in ("replicated", "sharded"):
+        out = ["--out", str(tmp_path / layout), "--weights", layout]
+        assert main(["measure", *options, *out]) == 0
+    one, other = (
+        read_result(tmp_path / layout / "embedded.json")
+        for layout in ("replicated", "sharded")
+    )
+    for name in CURVES:
+        for x, y in zip(one.curve(name), other.curve(name), strict=True):
+            np.testing.assert_allclose(x, y, rtol=1e-4, atol=1e-5)
 
 
 def test_command_says_what_is_wrong(tmp_path, capsys):

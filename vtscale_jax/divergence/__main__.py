@@ -4,6 +4,7 @@ python -m vtscale_jax.divergence measure --llm smollm2-135m
 """
 
 import argparse
+import dataclasses
 import functools
 import hashlib
 import json
@@ -73,8 +74,6 @@ def _theory(options: argparse.Namespace) -> None:
 
 def _measure(options: argparse.Namespace) -> None:
     import jax
-    import numpy as np
-    from jax.sharding import Mesh
 
     from vtscale_jax.divergence.result import read_result
     from vtscale_jax.divergence.run import finished, run_measurement
@@ -90,17 +89,16 @@ def _measure(options: argparse.Namespace) -> None:
         say = print if processes.is_first else lambda *_: None
         if jax.default_backend() == "cpu":
             host.keep_freed_memory()
-        mesh = Mesh(np.array(jax.local_devices()), ("data",))
         open_jobs = _vision_jobs if options.run else _text_jobs
         paths = []
-        for job, open_source in open_jobs(options, mesh):
+        for job, open_source in open_jobs(options):
             paths.append(options.out / f"{job.name}.json")
             if finished(paths[-1], job):
                 say(f"{paths[-1]} is there already: not measured again")
                 continue
             source = open_source()
             say(f"{job.name}: {source.num_rows:,} rows of {job.pairs}")
-            run_measurement(source, job, options.out, mesh, processes, say)
+            run_measurement(source, job, options.out, processes, say)
         if processes.is_first:
             for path in paths:
                 print(describe(fitted(read_result(path))))
@@ -129,14 +127,37 @@ def _job(options: argparse.Namespace, name: str, layer: str, **more: Any) -> Any
     )
 
 
-def _text_jobs(options: argparse.Namespace, mesh: Any) -> Jobs:
+def _mesh(sharded: bool) -> Any:
+    """All devices of this host: the batch is shared out over them, and the weights too
+    where that is asked for. Other processes have a mesh of their own."""
+    import jax
+
+    from vtscale_jax.parallel.mesh import make_mesh
+
+    sizes = {"data": 1, "fsdp": -1} if sharded else {"data": -1, "fsdp": 1}
+    return make_mesh({**sizes, "tensor": 1}, jax.local_devices())
+
+
+def _is_sharded(asked: str, num_bytes: int) -> bool:
+    """Whether weights of so many bytes are shared out over the devices of this host."""
+    import jax
+
+    device, *others = jax.local_devices()
+    if asked != "auto" or not others or device.platform == "cpu":
+        return asked == "sharded"
+    return 3 * num_bytes > (device.memory_stats() or {}).get("bytes_limit", 0)
+
+
+def _text_jobs(options: argparse.Namespace) -> Jobs:
     """Pairs of answers on a language model, a job for each layer."""
     import jax
+    import numpy as np
 
     from vtscale_jax.divergence.pairs.tokens import Lengths
     from vtscale_jax.divergence.pairs.writers import writer_for
     from vtscale_jax.divergence.states import FINAL, through_layer
     from vtscale_jax.divergence.text_branches import TextBranches
+    from vtscale_jax.parallel import rules
     from vtscale_jax.weights import embedded_llm
     from vtscale_jax.weights.files.fingerprint import tensors_sha256
     from vtscale_jax.weights.language_models import load_language_model
@@ -148,12 +169,10 @@ def _text_jobs(options: argparse.Namespace, mesh: Any) -> Jobs:
     if dtype == "auto":
         dtype = "float32" if jax.default_backend() == "cpu" else "bfloat16"
     if embedded:
-        model = embedded_llm.load_embedded_llm()
         weights, dtype = embedded_llm.sha256(), "float32"
     else:
         # The hash first: of a measurement that is finished nothing else is loaded.
         weights = tensors_sha256(open_pretrained("--llm", name).tensors)
-        model = None
     read, pairs, pairs_sha256 = _text_pairs(options, embedded)
     form = options.prompt_form or ("plain" if embedded else "chat")
     inputs = {
@@ -167,10 +186,36 @@ def _text_jobs(options: argparse.Namespace, mesh: Any) -> Jobs:
         "batch_size": options.batch_size,
     }
 
+    @functools.cache
+    def load() -> tuple[Any, Any]:
+        """The model and the mesh that it lies on."""
+        mesh = _mesh(False)
+
+        def lay_out(shapes: dict) -> dict:
+            nonlocal mesh
+            leaves = jax.tree.leaves(shapes)
+            size = sum(leaf.size for leaf in leaves) * np.dtype(dtype).itemsize
+            sharded = _is_sharded(options.weights, size)
+            mesh = _mesh(sharded)
+            layout = "sharded" if sharded else "replicated"
+            return rules.frozen_shardings({"llm": shapes}, mesh, layout)["llm"]
+
+        if embedded:
+            model = embedded_llm.load_embedded_llm()
+            params = jax.device_put(model.params, lay_out(model.params))
+            model = model._replace(params=params)
+        else:
+            model = load_language_model("--llm", name, dtype=dtype, lay_out=lay_out)
+        if mesh.size > 1 and jax.default_backend() == "cpu":
+            # Loops and collectives do not go together there: see `program`.
+            blocks = model.config.blocks
+            blocks = dataclasses.replace(blocks, unroll=blocks.num_layers)
+            config = dataclasses.replace(model.config, blocks=blocks)
+            model = model._replace(config=config)
+        return model, mesh
+
     def open_source(layer: str) -> TextBranches:
-        nonlocal model
-        if model is None:
-            model = load_language_model("--llm", name, dtype=dtype)
+        model, mesh = load()
         params, config = through_layer(model.params, model.config, layer)
         return TextBranches(
             read,
@@ -220,7 +265,7 @@ def _text_pairs(
     return functools.partial(read_pairs, path), name, file_sha256(path)
 
 
-def _vision_jobs(options: argparse.Namespace, mesh: Any) -> Jobs:
+def _vision_jobs(options: argparse.Namespace) -> Jobs:
     """Pairs of images on a trained run, a job for each layer."""
     from vtscale_jax.assemble import family_questions
     from vtscale_jax.divergence.pairs.rows import PairsError, file_sha256
@@ -278,7 +323,7 @@ def _vision_jobs(options: argparse.Namespace, mesh: Any) -> Jobs:
                 run,
                 rows,
                 layer=layer,
-                mesh=mesh,
+                mesh=_mesh(False),
                 batch_size=options.batch_size,
                 where=pairs,
                 max_bad_share=options.max_bad_share,

@@ -50,11 +50,13 @@ class Chunk(NamedTuple):
 class Source(Protocol):
     """Where pairs and their hidden states come from.
 
-    `chunk_rows` rows make a chunk; the last one may have fewer.
+    `chunk_rows` rows make a chunk; the last one may have fewer. `mesh` holds the
+    devices of this process: a batch is shared out over all its axes.
     """
 
     num_rows: int
     chunk_rows: int
+    mesh: Mesh
 
     def chunks(self, wanted: Collection[int]) -> Iterator[tuple[int, Chunk]]:
         """The chunks of these numbers, in order."""

@@ -189,6 +189,13 @@ def _measure_options(parser: argparse.ArgumentParser) -> None:
         "--num_queries", type=int, metavar="M", help="with --run; default: the run's"
     )
     parser.add_argument(
+        "--weights",
+        choices=("auto", "replicated", "sharded"),
+        default="auto",
+        help="of --llm on several devices of a host: a copy on each, or shared out; "
+        "auto (default) shares out where a copy takes over a third of the memory",
+    )
+    parser.add_argument(
         "--dtype",
         choices=("float32", "bfloat16"),
         help="of --llm; default: bfloat16 on accelerators, float32 on CPU",

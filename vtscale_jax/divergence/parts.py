@@ -109,7 +109,8 @@ class Parts:
         """A chunk's part; PartsError names a file that is damaged."""
         path = self.path(chunk)
         try:
-            with np.load(path, allow_pickle=False) as file:
+            # Opened here: numpy leaves a damaged file open.
+            with path.open("rb") as raw, np.load(raw, allow_pickle=False) as file:
                 arrays = {name: file[name] for name in file.files}
             return Part(
                 arrays["rows"],

@@ -12,8 +12,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
-from jax.sharding import Mesh
-
 from vtscale_jax.divergence import null
 from vtscale_jax.divergence.histograms import EDGES
 from vtscale_jax.divergence.measure import (
@@ -130,12 +128,11 @@ def run_measurement(
     source: Source,
     job: Job,
     out: Path,
-    mesh: Mesh,
     processes: Processes,
     say: Callable[[str], None],
 ) -> Path:
     """Measures what is missing, puts the parts together and writes the result; its
-    path. All of several processes call this, each with devices of its own in `mesh`,
+    path. All of several processes call this, each with a source on devices of its own,
     and share `out`.
 
     Raises PairsError when too many rows turn out to be no pairs; what was measured
@@ -161,7 +158,7 @@ def run_measurement(
     # By number, not by place in the list: the others may already be at work.
     own = [chunk for chunk in missing if chunk % processes.count == processes.index]
     with _log(out / "logs" / job.name, source, own, processes) as log:
-        _measure(source, own, parts, job.how, mesh, processes, log)
+        _measure(source, own, parts, job.how, processes, log)
     # The others may have much more to do than this one.
     while parts.missing(total) and processes.count > 1:
         processes.reached("waiting for the others' chunks")
@@ -174,7 +171,7 @@ def run_measurement(
             replicates=job.replicates,
             seed=job.seed,
         )
-        result = _result(whole, job, source.num_rows, mesh)
+        result = _result(whole, job, source)
         _write_bad_rows(out / f"{job.name}.{BAD_ROWS}", whole)
         write_result(path, result)
         parts.remove()
@@ -197,12 +194,11 @@ def _measure(
     own: list[int],
     parts: Parts,
     how: How,
-    mesh: Mesh,
     processes: Processes,
     log: MetricsLog | NoLog,
 ) -> None:
     """Measures this process's chunks; each is written as soon as it is done."""
-    step, done, speed = Step(how, mesh), 0, Throughput()
+    step, done, speed = Step(how, source.mesh), 0, Throughput()
 
     def of_batch(pairs: int) -> None:
         nonlocal done
@@ -215,10 +211,10 @@ def _measure(
         parts.write(index, part)
 
 
-def _result(whole: Whole, job: Job, total: int, mesh: Mesh) -> Result:
+def _result(whole: Whole, job: Job, source: Source) -> Result:
     """The result file's content; the same whoever measured."""
     bad = [BadRow(**row) for row in whole.bad]
-    summary = check_share(bad, total, job.max_bad_share, where=job.pairs)
+    summary = check_share(bad, source.num_rows, job.max_bad_share, where=job.pairs)
     bands, counts = whole.estimate.bands(), whole.estimate.counts()
     replicates = whole.estimate.replicates()
     fits = summarize(
@@ -231,7 +227,7 @@ def _result(whole: Whole, job: Job, total: int, mesh: Mesh) -> Result:
     fits["excess"] = null.describe(
         null.sup_test(excess, replicates["psi_excess"], counts)
     )
-    device = mesh.devices.flat[0]
+    device = source.mesh.devices.flat[0]
     return Result(
         name=job.name,
         kind=job.kind,

@@ -23,10 +23,10 @@ class TextBranches:
     `read` gives all rows from the first one on, each time it is called (as
     `pairs.rows.read_pairs` of a file); `where` is what messages call them. `write`
     makes ids of a pair; `params` and `config` are those of an `LLM` up to the layer
-    that is measured, `final` says whether its norm follows. Batches have `batch_size`
-    pairs, or the next multiple of the devices of `mesh`. Only the first `most` rows are
-    read, where that is given. Raises PairsError when rows cannot be read, or more than
-    the share `max_bad_share` of them is no pair.
+    that is measured, laid out on `mesh`; `final` says whether its norm follows. Batches
+    have `batch_size` pairs, or the next multiple of the devices of `mesh`. Only the
+    first `most` rows are read, where that is given. Raises PairsError when rows cannot
+    be read, or more than the share `max_bad_share` of them is no pair.
     """
 
     def __init__(
@@ -47,8 +47,8 @@ class TextBranches:
     ) -> None:
         self.chunk_rows = chunk_rows
         self._read, self._write, self._lengths = read, write, lengths
-        self._params = jax.device_put(params, NamedSharding(mesh, PartitionSpec()))
-        self._config, self._final, self._mesh = config, final, mesh
+        self._params = params
+        self._config, self._final, self.mesh = config, final, mesh
         self._batch_size = -(-batch_size // mesh.size) * mesh.size
         self._most = most
         self.num_rows, bad = 0, []
@@ -73,7 +73,7 @@ class TextBranches:
     ) -> tuple[Float[Array, "B n D"], Float[Array, "B n D"]]:
         """h^A and h^B of a batch."""
         placed = jax.device_put(
-            inputs, NamedSharding(self._mesh, PartitionSpec(self._mesh.axis_names))
+            inputs, NamedSharding(self.mesh, PartitionSpec(self.mesh.axis_names))
         )
         return branch_states(
             self._params, placed, config=self._config, final=self._final

@@ -108,7 +108,7 @@ class VisionBranches:
         chunk_rows: int = CHUNK_ROWS,
     ) -> None:
         self.chunk_rows = chunk_rows
-        self._run, self._rows, self._mesh = run, list(pairs), mesh
+        self._run, self._rows, self.mesh = run, list(pairs), mesh
         self._whole = NamedSharding(mesh, PartitionSpec())
         self._split = NamedSharding(mesh, PartitionSpec(mesh.axis_names))
         params = dict(run.params)

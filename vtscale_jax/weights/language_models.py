@@ -1,7 +1,7 @@
 """A pretrained language model by itself: for a chat, or to be measured."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, cast
 
 import jax
@@ -39,12 +39,14 @@ def load_language_model(
     dtype: str = "auto",
     int8: bool = False,
     apart: bool = False,
+    lay_out: Callable[[dict[str, Any]], dict[str, Any]] | None = None,
 ) -> LanguageModel:
     """The model that `value` names (see `pretrained.open_pretrained`), computing and
     held in `dtype`; "auto" is bfloat16 on accelerators and float32 on CPU.
 
     `apart` keeps the parameters of every layer apart, for generation; `int8` holds its
     kernels as int8. `field` is what messages call the choice ("weights.llm").
+    `lay_out` gives shardings for a tree of shapes; without it all is on one device.
     """
     if dtype == "auto":
         dtype = "float32" if jax.default_backend() == "cpu" else "bfloat16"
@@ -52,7 +54,8 @@ def load_language_model(
     config = llm_config(found.config, dtype=dtype, where=found.where)
     tokenizer = found.tokenizer()
     check_tokenizer(tokenizer, config.vocab_size, found.where)
-    params = llm_params(found, config, dtype)
+    shardings = None if lay_out is None else lay_out(llm_shapes(config))
+    params = llm_params(found, config, dtype, shardings)
     if int8:
         params = quantize(params)
     if apart:
