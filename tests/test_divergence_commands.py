@@ -135,7 +135,7 @@ def test_theory_finds_kappa_and_beta(tmp_path, capsys):
         assert fit["beta"] == pytest.approx(0.4, rel=1e-6)
         assert fit["beyond"] == beyond
         assert main(command) == 0
-        assert "beta 0.4" in capsys.readouterr().out
+        assert "β 0.4 (0.4 to 0.4)" in capsys.readouterr().out
     # Without scores it says what the result says.
     assert main(["theory", str(path)]) == 0
     assert "n_balance" in capsys.readouterr().out

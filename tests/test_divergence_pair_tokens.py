@@ -162,7 +162,7 @@ def test_the_day_is_the_same_every_day():
 
 
 def test_a_tokenizer_without_template_says_what_to_do():
-    with pytest.raises(PairsError, match="no chat template.*prompt_form=text"):
+    with pytest.raises(PairsError, match="no chat template.*--prompt_form text"):
         writer_for(Letters())
     with pytest.raises(PairsError, match="prompt_form is 'mistral'.*plain"):
         writer_for(Letters(PLAIN), "mistral")

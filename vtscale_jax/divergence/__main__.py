@@ -52,32 +52,35 @@ def _kernel(options: argparse.Namespace) -> None:
 
 
 def _figures(options: argparse.Namespace) -> None:
-    from vtscale_jax.divergence.figures import draw_all
     from vtscale_jax.divergence.overview import write_overview
     from vtscale_jax.divergence.result import read_result
 
     results = [read_result(path) for path in options.results]
-    drawn = draw_all(results, options.out, beta=options.beta)
-    page = write_overview(results, options.out)
-    print(f"{len(drawn)} figures in {options.out}\nOverview: {page}")
+    page = write_overview(results, options.out, beta=options.beta)
+    print(f"Overview: {page}\nFigures:  {options.out / 'figures'} (PNG and SVG)")
 
 
 def _theory(options: argparse.Namespace) -> None:
+    from vtscale_jax.divergence.findings import findings
     from vtscale_jax.divergence.result import plain, read_result
     from vtscale_jax.divergence.scores import describe, fitted
 
-    found = fitted(
-        read_result(options.result), options.scores, options.metric, options.inputs
-    )
-    print(json.dumps(plain(found)) if options.json else describe(found))
+    result = read_result(options.result)
+    found = fitted(result, options.scores, options.metric, options.inputs)
+    if options.json:
+        print(json.dumps(plain(found)))
+        return
+    print("\n".join(finding.text for finding in findings(result)))
+    if "scores" in found:
+        print(describe(found["scores"]))
 
 
 def _measure(options: argparse.Namespace) -> None:
     import jax
 
+    from vtscale_jax.divergence.findings import findings
     from vtscale_jax.divergence.result import read_result
     from vtscale_jax.divergence.run import finished, run_measurement
-    from vtscale_jax.divergence.scores import describe, fitted
     from vtscale_jax.parallel import host
     from vtscale_jax.parallel.hosts.processes import start
     from vtscale_jax.run_folder import code_version, versions
@@ -101,7 +104,9 @@ def _measure(options: argparse.Namespace) -> None:
             run_measurement(source, job, options.out, processes, say)
         if processes.is_first:
             for path in paths:
-                print(describe(fitted(read_result(path))))
+                print(f"\n{path.stem}")
+                for finding in findings(read_result(path)):
+                    print(f"  {finding.text}")
                 print(f"Result: {path}")
             listed = " ".join(map(str, paths))
             print(f"Next: python -m vtscale_jax.divergence figures {listed}")

@@ -12,7 +12,7 @@ example:
   $ python -m vtscale_jax.divergence measure --llm smollm2-135m --null 4
   $ python -m vtscale_jax.divergence measure --llm FOLDER --pairs orca_rlhf.jsonl
   $ python -m vtscale_jax.divergence measure --run runs/m256-embedded
-  $ python -m vtscale_jax.divergence figures runs/divergence/*.json --out figures
+  $ python -m vtscale_jax.divergence figures runs/divergence/*.json
 """
 
 
@@ -34,7 +34,12 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     kernel.add_argument("--json", action="store_true", help="instead of a table")
     figures = commands.add_parser("figures", **_about("figures"))
     figures.add_argument("results", nargs="+", type=Path, metavar="RESULT")
-    figures.add_argument("--out", type=Path, default=Path("runs/divergence/figures"))
+    figures.add_argument(
+        "--out",
+        type=Path,
+        default=Path("runs/divergence"),
+        help="folder of overview.html and figures/ (default runs/divergence)",
+    )
     figures.add_argument(
         "--beta", type=float, default=1.0, help="exponent of Fig. 2 (default 1)"
     )
@@ -71,7 +76,7 @@ _ABOUT = {
         "Draws Figures 1–5, 14 and 15, and 3–4 of the first version, as PNG and SVG, "
         "and one overview.html, from result files only.",
         "example:\n  $ python -m vtscale_jax.divergence figures "
-        "runs/divergence/*.json --out figures\n",
+        "runs/divergence/*.json\n",
     ),
     "theory": (
         "bound, regime and exponent of a result; κ and β from scores",

@@ -5,8 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
+from vtscale_jax.divergence.findings import number
 from vtscale_jax.divergence.result import Result
 from vtscale_jax.divergence.summary import scores_fit, spread_of
 
@@ -80,49 +79,26 @@ def read_scores(
     return dict(sorted(found.items()))
 
 
-def describe(found: Mapping[str, Any]) -> str:
-    """The theory's numbers in lines for people."""
-    lines = [f"{found['name']} ({found['kind']})"]
-    for within in ("symmetric", "aa"):
-        one = found[within]
-        lines += [
-            f"  ψ_within {within}: {one['regime_sentence']}",
-            f"    λ {_with(one, 'lambda')}, n_balance {_with(one, 'n_balance')}",
-            f"    A {_with(one, 'A')}, B {_with(one, 'B')}",
-            "    relative RMSE: λ√Υ "
-            + ", ".join(
-                f"{label} {_shown(one[key])}"
-                for label, key in (
-                    ("", "relative_rmse"),
-                    ("c·n^a", "relative_rmse_power"),
-                    ("c·√n", "relative_rmse_sqrt_n"),
-                    ("c·n", "relative_rmse_n"),
-                )
-            ).strip(),
-        ]
-    if "scores" in found:
-        fit = found["scores"]
-        lines.append(
-            f"  {fit['metric']}: "
-            + ", ".join(f"{key} {_shown(value)}" for key, value in fit.items())
-        )
+def describe(fit: Mapping[str, Any]) -> str:
+    """κ, β and how well they fit, in lines for people."""
+    lines = [
+        f"{fit['metric']}: S(M) = κ(√Υ(M))^β over {fit['num_points']} M",
+        f"  κ {_with(fit, 'kappa')}, β {_with(fit, 'beta')}",
+        f"  standard deviation of log S about it: {number(fit['residual_sd'])}",
+        "  M " + ", ".join(f"{m:,}" for m in fit["m"]),
+        "  S " + ", ".join(map(number, fit["score"])),
+        "  fitted " + ", ".join(map(number, fit["fitted"])),
+        "  α " + ", ".join(map(number, fit["alpha"])),
+    ]
+    if fit["beyond"]:
+        left = ", ".join(map(str, fit["beyond"]))
+        lines.append(f"  left out, beyond what was measured: M = {left}")
     return "\n".join(lines)
 
 
-def _with(numbers: Mapping[str, Any], name: str) -> str:
-    """A number with its interval."""
-    interval = (numbers.get("intervals") or {}).get(name)
-    text = _shown(numbers[name])
-    if interval is None:
-        return text
-    low, high = (("∞" if end is None else _shown(end)) for end in interval)
-    return f"{text} [{low}, {high}]"
-
-
-def _shown(value: Any) -> str:
-    if value is None:
-        return "none"
-    return f"{value:.4g}" if isinstance(value, int | float | np.number) else str(value)
+def _with(fit: Mapping[str, Any], name: str) -> str:
+    low, high = (number(end) for end in fit[f"{name}_interval"])
+    return f"{number(fit[name])} ({low} to {high})"
 
 
 def _number(path: Path, line: int, field: str, text: str | None) -> float:

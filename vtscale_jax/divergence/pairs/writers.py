@@ -91,7 +91,7 @@ class ChatWriter:
                 "the tokenizer has no chat template, so nobody knows how to put a "
                 "question to this model: take an instruction-tuned one, set "
                 "chat_template in its tokenizer_config.json, or take a plain form "
-                "(prompt_form=text)"
+                "(--prompt_form text)"
             )
         self._tokenizer = tokenizer
         self._own_space = _writes_a_space(tokenizer)
