@@ -271,3 +271,20 @@ clicks[{column}](); show(); clicks[{column}](); show(); clicks[0](); show();
         column
     ]
     assert [row[0] for row in by_name] == [NAME, "few", "flat"]
+
+
+def test_a_regime_that_does_not_describe_the_curve_is_said_to_fail(tmp_path):
+    """It comes from constant ψ: where these fit worse than √n or n, it fails."""
+    result = make_result(tmp_path)
+    for own, rivals, fails in ((0.02, (0.1, 0.2), False), (0.15, (0.1, 0.2), True)):
+        fits = dict(
+            result.fits["symmetric"],
+            relative_rmse_constant=own,
+            relative_rmse_sqrt_n=rivals[0],
+            relative_rmse_n=rivals[1],
+        )
+        found = dataclasses.replace(result, fits={**result.fits, "symmetric": fits})
+        sentence, cell = findings(found)[0], cells(found)[COLUMNS.index("regime")]
+        assert (sentence.tone == "bad") == fails and cell.bad == fails
+        assert ("ψ is not constant here" in sentence.text) == fails
+        assert "grows like n to the" in sentence.text

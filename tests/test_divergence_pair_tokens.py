@@ -7,7 +7,6 @@ from tokenizers.models import WordLevel
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 import vtscale_jax
-from vtscale_jax.divergence.pairs.digit_text import digit_text_pairs
 from vtscale_jax.divergence.pairs.rows import read_pairs
 from vtscale_jax.divergence.pairs.schemas import REASONS, BadRow, Pair, PairsError
 from vtscale_jax.divergence.pairs.tokens import (
@@ -23,10 +22,10 @@ from vtscale_jax.divergence.pairs.writers import (
     Written,
     writer_for,
 )
-from vtscale_jax.embedded import questions
+from vtscale_jax.divergence.pairs.written_pages import PageWriter, page_pairs
 from vtscale_jax.embedded.pretrain_llm import encode
-from vtscale_jax.embedded.text_pages import TextRecord
-from vtscale_jax.embedded.vocabulary import WORDS, build_tokenizer
+from vtscale_jax.embedded.text_pages import TextPages, TextRecord
+from vtscale_jax.embedded.vocabulary import build_tokenizer
 from vtscale_jax.types import Turn
 from vtscale_jax.weights import fetch
 from vtscale_jax.weights.pretrained import open_pretrained
@@ -301,46 +300,38 @@ def test_formats_take_questions_and_answers_in_turn(embedded):
     assert write(Pair(1, (*talk[:2], ("user", "")), "1", "2")).reason == "missing field"
 
 
-def test_digit_pairs_join_the_two_folders(embedded):
-    made = list(digit_text_pairs(96, 7, questions.ask))
+def written(index: int) -> str:
+    return TextPages(10_000, 7, style_shares=(0.5, 0.5, 0.0))[index].page
+
+
+def test_written_pages_are_pairs_of_the_embedded_model(embedded):
+    made = list(page_pairs(written, 12, least_words=30))
     tally = Tally()
-    found = list(tally.good(token_pairs(made, writer_for(embedded, "plain"))))
-    assert not tally.bad and len(found) == 96 and not tally.notes
-    lengths = [len(pair.a) for pair in found]
-    assert max(lengths) == 80 and sum(n >= 60 for n in lengths) >= 24
-    assert min(lengths) <= 12  # of the pages of the shipped model's size
-    words = {w for p in made for t in (p.messages[0][1], p.chosen) for w in t.split()}
-    assert words <= set(WORDS)
+    rows = token_pairs(made, PageWriter(embedded), Lengths(64))
+    found = list(tally.good(rows))
+    assert not tally.bad and len(found) == 12
+    known = [page for page in map(written, range(2000)) if len(page.split()) >= 30]
     for pair, ids in zip(made, found, strict=True):
-        apart = np.flatnonzero(ids.a != ids.b)
-        assert apart[0] <= 2 and len(apart) >= 2, pair
+        assert {pair.chosen, pair.rejected} <= set(known)
+        assert ids.prefix.tolist() == [embedded.bos_token_id]
+        assert 30 <= len(ids.a) <= 64 and ids.a[0] != ids.b[0]
+        assert embedded.decode(ids.a).split() == pair.chosen.split()[: len(ids.a)]
+        assert embedded.decode(ids.b).split() == pair.rejected.split()[: len(ids.b)]
+    assert len({pair.chosen for pair in made}) == 12
+    assert [pair.line for pair in made] == list(range(1, 13))
+    with pytest.raises(PairsError, match="at least 1 pair"):
+        page_pairs(written, 0)
 
 
-def test_digit_pairs_are_right_and_wrong():
-    for pair in digit_text_pairs(64, 3, questions.ask, grids=(3, 4)):
-        page = pair.messages[0][1].split()
-        cells = tuple(None if word == "none" else int(word) for word in page)
-        shown = [word for word in page if word != "none"]
-        if pair.chosen.split()[0] in ("top", "row"):
-            assert pair.chosen == questions.description(cells)
-        else:
-            assert pair.chosen.split() == shown
-        # They differ from the first cell on, which follows the name of its row.
-        digits = [
-            text.removeprefix("top ").removeprefix("row 1 ")[0]
-            for text in (pair.chosen, pair.rejected)
-        ]
-        assert digits[0] == page[0] != digits[1]
-
-
-def test_digit_pairs_depend_on_seed_and_number_only():
-    some = list(digit_text_pairs(10, 5, questions.ask))
-    assert some == list(digit_text_pairs(40, 5, questions.ask))[:10]
-    assert some != list(digit_text_pairs(10, 6, questions.ask))
-    assert [pair.line for pair in some] == list(range(1, 11))
-    for options in ({"families": ("locate",)}, {"families": ()}, {"grids": (1,)}):
-        with pytest.raises(PairsError, match="families of"):
-            digit_text_pairs(4, 0, questions.ask, **options)
+def test_pages_of_other_words_are_left_out(embedded):
+    write = PageWriter(embedded)
+    for chosen, rejected, which in (
+        ("3 7", "zebra", "second"),
+        ("zebra", "3", "first"),
+    ):
+        found = write(Pair(4, (("user", "page"),), chosen, rejected))
+        assert (found.line, found.reason) == (4, "unknown words")
+        assert which in found.detail
 
 
 NAME = "smollm2-135m"

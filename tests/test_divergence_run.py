@@ -18,16 +18,15 @@ from vtscale_jax.divergence import measure as measuring
 from vtscale_jax.divergence.__main__ import main
 from vtscale_jax.divergence.curves import pair_curves
 from vtscale_jax.divergence.measure import How
-from vtscale_jax.divergence.pairs.digit_text import digit_text_pairs
 from vtscale_jax.divergence.pairs.rows import BadRow, PairsError
 from vtscale_jax.divergence.pairs.tokens import Lengths
-from vtscale_jax.divergence.pairs.writers import writer_for
+from vtscale_jax.divergence.pairs.written_pages import PageWriter, page_pairs
 from vtscale_jax.divergence.parts import Parts, PartsError
 from vtscale_jax.divergence.result import CURVES, read_result
 from vtscale_jax.divergence.run import Job, RunError, finished, run_measurement
 from vtscale_jax.divergence.states import Rows, branch_states
 from vtscale_jax.divergence.text_branches import TextBranches
-from vtscale_jax.embedded.questions import ask
+from vtscale_jax.embedded.text_pages import TextPages
 from vtscale_jax.parallel.hosts.processes import start
 from vtscale_jax.train import ALONE
 from vtscale_jax.weights.embedded_llm import load_embedded_llm
@@ -50,13 +49,15 @@ def on_mesh(params, devices: int = 1):
 
 
 def rows():
-    return digit_text_pairs(ROWS, 0, ask, grids=(3,))
+    """Pairs of pages in words: the shorter ones end before N."""
+    pages = TextPages(10_000, 7, style_shares=(0.5, 0.5, 0.0))
+    return page_pairs(lambda i: pages[i].page, ROWS, least_words=4)
 
 
 def source(llm, *, devices: int = 1, read=rows, chunk_rows: int = 8, **more):
     return TextBranches(
         read,
-        writer_for(llm.tokenizer, "plain"),
+        PageWriter(llm.tokenizer),
         Lengths(N, 64, None),
         where="made-up pairs",
         params=on_mesh(llm.params, devices),
@@ -94,7 +95,7 @@ def run(source, job, out: Path) -> Path:
 def test_result_is_that_of_pairs_taken_one_by_one(llm, tmp_path):
     """The mean over pairs of curves of states that are read one pair at a time."""
     result = read_result(run(source(llm), job(), tmp_path))
-    write = writer_for(llm.tokenizer, "plain")
+    write = PageWriter(llm.tokenizer)
     curves, lengths = [], []
     for pair in rows():
         written = write(pair)
@@ -224,11 +225,11 @@ def test_bad_rows_are_listed_and_stop_above_their_share(llm, tmp_path):
 
 
 def test_rows_that_show_bad_as_tokens_stop_at_the_end(llm, tmp_path):
-    """Such as prefixes that are too long: what was measured stays."""
+    """Such as rows too long for the model: what was measured stays."""
     long = TextBranches(
         rows,
-        writer_for(llm.tokenizer, "plain"),
-        Lengths(N, 17, None),  # "read" has longer questions than "describe"
+        PageWriter(llm.tokenizer),
+        Lengths(N, 64, 8),
         where="made-up pairs",
         params=on_mesh(llm.params),
         config=llm.config,

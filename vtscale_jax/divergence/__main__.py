@@ -10,13 +10,13 @@ import hashlib
 import json
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from vtscale_jax.divergence.options import parse
 
-DIGIT_PAIRS = 512  # of the embedded language model
+PAGE_PAIRS = 512  # of the embedded language model
+PAGES_SEED = 1000  # its training pages were drawn with 0
 IMAGE_PAIRS = 512  # of a trained run
 
 
@@ -159,7 +159,6 @@ def _text_jobs(options: argparse.Namespace) -> Jobs:
     import numpy as np
 
     from vtscale_jax.divergence.pairs.tokens import Lengths
-    from vtscale_jax.divergence.pairs.writers import writer_for
     from vtscale_jax.divergence.states import FINAL, through_layer
     from vtscale_jax.divergence.text_branches import TextBranches
     from vtscale_jax.parallel import rules
@@ -178,14 +177,13 @@ def _text_jobs(options: argparse.Namespace) -> Jobs:
     else:
         # The hash first: of a measurement that is finished nothing else is loaded.
         weights = tensors_sha256(open_pretrained("--llm", name).tensors)
-    read, pairs, pairs_sha256 = _text_pairs(options, embedded)
-    form = options.prompt_form or ("plain" if embedded else "chat")
+    pairs = _text_pairs(options, embedded)
     inputs = {
         "llm": name,
         "weights_sha256": weights,
-        "pairs_sha256": pairs_sha256,
+        "pairs_sha256": pairs.sha256,
         "num_pairs": options.num_pairs,
-        "prompt_form": form,
+        "prompt_form": pairs.form,
         "max_prefix": options.max_prefix,
         "dtype": dtype,
         "batch_size": options.batch_size,
@@ -223,10 +221,11 @@ def _text_jobs(options: argparse.Namespace) -> Jobs:
         model, mesh = load()
         params, config = through_layer(model.params, model.config, layer)
         return TextBranches(
-            read,
-            writer_for(model.tokenizer, form),
+            pairs.read,
+            pairs.writer(model.tokenizer),
             Lengths(options.max_length, options.max_prefix, model.limit),
-            where=pairs,
+            where=pairs.name,
+            word=pairs.word,
             params=params,
             config=config,
             final=layer == FINAL,
@@ -245,29 +244,58 @@ def _text_jobs(options: argparse.Namespace) -> Jobs:
             kind="text",
             num_positions=options.max_length,
             inputs=inputs,
-            pairs=pairs,
+            pairs=pairs.name,
+            word=pairs.word,
         )
         yield job, functools.partial(open_source, layer)
 
 
-def _text_pairs(
-    options: argparse.Namespace, embedded: bool
-) -> tuple[Callable[[], Iterator[Any]], str, str]:
-    """What reads the pairs, their name, and a hash of them."""
-    from vtscale_jax.divergence.pairs.digit_text import digit_text_pairs
-    from vtscale_jax.divergence.pairs.rows import file_sha256, read_pairs
-    from vtscale_jax.embedded.questions import ask
+class _TextPairs(NamedTuple):
+    """What reads the rows, their name, what one is called, a hash of all, and what
+    makes ids of them for a tokenizer."""
 
-    if embedded and options.pairs is None:
-        read = functools.partial(digit_text_pairs, DIGIT_PAIRS, options.seed, ask)
-        digest = hashlib.sha256()
-        for pair in read():
-            digest.update(repr(pair).encode())
-        return read, "written-out Digit Pages", digest.hexdigest()
-    shipped = resources.files("vtscale_jax.divergence.pairs") / "shipped.jsonl"
-    path = options.pairs or Path(str(shipped))
-    name = "the shipped pairs" if options.pairs is None else str(path)
-    return functools.partial(read_pairs, path), name, file_sha256(path)
+    read: Callable[[], Iterator[Any]]
+    name: str
+    word: str
+    sha256: str
+    form: str
+    writer: Callable[[Any], Any]
+
+
+def _text_pairs(options: argparse.Namespace, embedded: bool) -> _TextPairs:
+    """The pairs that the options ask for."""
+    from vtscale_jax.divergence.pairs.answers import SHIPPED
+    from vtscale_jax.divergence.pairs.rows import file_sha256, read_pairs, row_word
+    from vtscale_jax.divergence.pairs.writers import writer_for
+
+    if embedded and options.pairs is None and options.prompt_form is None:
+        return _written_pages(options)
+    path = options.pairs or SHIPPED
+    form = options.prompt_form or ("plain" if embedded else "chat")
+    return _TextPairs(
+        functools.partial(read_pairs, path),
+        "the shipped pairs" if options.pairs is None else str(path),
+        row_word(path),
+        file_sha256(path),
+        form,
+        functools.partial(writer_for, prompt_form=form),
+    )
+
+
+def _written_pages(options: argparse.Namespace) -> _TextPairs:
+    """Digit Pages in words, from which the embedded model has learnt."""
+    from vtscale_jax.divergence.pairs.written_pages import PageWriter, page_pairs
+    from vtscale_jax.embedded.text_pages import TextPages
+
+    # Written out in full, as cells in order or as facts; never as a hint.
+    shares = (0.5, 0.5, 0.0)
+    pages = TextPages(2**31, PAGES_SEED + options.seed, style_shares=shares)
+    read = functools.partial(page_pairs, lambda i: pages[i].page, PAGE_PAIRS)
+    digest = hashlib.sha256()
+    for pair in read():
+        digest.update(f"{pair.chosen}\n{pair.rejected}\n".encode())
+    name = "pairs of written-out Digit Pages"
+    return _TextPairs(read, name, "pair", digest.hexdigest(), "page", PageWriter)
 
 
 def _vision_jobs(options: argparse.Namespace) -> Jobs:

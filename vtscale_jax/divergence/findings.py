@@ -70,7 +70,11 @@ def cells(result: Result) -> tuple[Cell, ...]:
         Cell(result.name, result.name),
         _number(int(counts[0]) if len(counts) else 0),
         _number(longest),
-        Cell(fitted.get("regime") or "–", fitted.get("regime") or ""),
+        Cell(
+            fitted.get("regime") or "–",
+            fitted.get("regime") or "",
+            bad=bool(fitted.get("regime")) and not _is_constant(fitted),
+        ),
         middle,
         *(_number(fitted.get(name)) for name in ("psi_equal", "psi_within")),
         _number(fitted.get("psi_cross")),
@@ -127,7 +131,28 @@ def _regime(fitted: dict[str, Any]) -> Finding:
     if fitted["intervals"] is not None:
         middle = interval_words(fitted, "n_balance", none="none")
         text += f" n_balance with its 95 % interval: {middle}."
-    return Finding("bad" if label.startswith("no bound") else "plain", text)
+    fails = label.startswith("no bound")
+    if fitted["relative_rmse_constant"] is not None:
+        missed = percent(fitted["relative_rmse_constant"])
+        text += (
+            f" This takes ψ for constant, with which λ√Υ(n) misses E[D(n)] by {missed};"
+            f" E[D(n)] itself grows like n to the {number(fitted['power_exponent'])}."
+        )
+        if not _is_constant(fitted):
+            fails = True
+            text += (
+                " Plain √n or n fits better: ψ is not constant here, and the regime "
+                "does not tell how E[D(n)] grows."
+            )
+    return Finding("bad" if fails else "plain", text)
+
+
+def _is_constant(fitted: dict[str, Any]) -> bool:
+    """Whether constant ψ say more about E[D(n)] than √n or n alone do."""
+    plain = ("relative_rmse_sqrt_n", "relative_rmse_n")
+    rivals = [fitted[name] for name in plain if fitted[name] is not None]
+    own = fitted["relative_rmse_constant"]
+    return own is not None and own <= min(rivals, default=own)
 
 
 def _fit(fitted: dict[str, Any]) -> Finding:

@@ -22,10 +22,10 @@ class Histograms(NamedTuple):
     A cosine of 1 is in the last bin, one with a zero vector, 0, in the bin above 0.
     """
 
-    equal: Int[Array, " bins"]
-    cross_aa: Int[Array, " bins"]
-    cross_bb: Int[Array, " bins"]
-    cross_ab: Int[Array, " bins"]
+    equal: Int[Array | np.ndarray, " bins"]
+    cross_aa: Int[Array | np.ndarray, " bins"]
+    cross_bb: Int[Array | np.ndarray, " bins"]
+    cross_ab: Int[Array | np.ndarray, " bins"]
 
 
 @functools.partial(jax.jit, static_argnames="num_bins")

@@ -5,7 +5,9 @@ only: whoever measures a chunk, on however many processes, finds the same.
 """
 
 import functools
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from types import MappingProxyType
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
@@ -39,11 +41,13 @@ class PairBatch(NamedTuple):
 
 class Chunk(NamedTuple):
     """Some rows that follow each other: the numbers of those that are pairs, these in
-    batches, and the rows that are left out, as {"line", "reason", "detail"}."""
+    batches, the rows that are left out, as {"line", "reason", "detail"}, and how many
+    pairs have each note (`pairs.tokens.TokenPair`)."""
 
     rows: list[int]
     batches: Iterable[PairBatch]
     bad: list[dict[str, Any]]
+    notes: Mapping[str, int] = MappingProxyType({})
 
 
 @runtime_checkable
@@ -113,7 +117,16 @@ def measure_chunk(
         lengths[at], norm[at] = batch.lengths, curves.norm[:pairs]
         if exchanged is not None:
             exchanged[at, :width] = swapped[:pairs, :width]
-    return Part(rows, lengths, whole, norm, Histograms(*counts), exchanged, chunk.bad)
+    return Part(
+        rows,
+        lengths,
+        whole,
+        norm,
+        Histograms(*counts),
+        exchanged,
+        chunk.bad,
+        dict(chunk.notes),
+    )
 
 
 def _of_batch(
@@ -194,6 +207,7 @@ class Whole(NamedTuple):
     largest_norm: float
     used: int
     bad: list[dict[str, Any]]
+    notes: dict[str, int]
 
     def bands(self) -> dict[str, Band]:
         """The curves with their uncertainty."""
@@ -208,7 +222,7 @@ def combine(
     estimate = Estimate.empty(num_positions, replicates=replicates, seed=seed)
     exchanged = None
     counts = np.zeros((4, NUM_BINS), np.int64)
-    largest, used, bad = 0.0, 0, []
+    largest, used, bad, notes = 0.0, 0, [], Counter[str]()
     for part in parts:
         estimate = estimate.add(part.rows, derived(part.curves))
         if part.null is not None:
@@ -221,5 +235,8 @@ def combine(
         largest = max([largest, *part.norm.tolist()])
         used += len(part.rows)
         bad += part.bad
+        notes.update(part.notes)
     assert estimate.names == CURVES
-    return Whole(estimate, exchanged, Histograms(*counts), largest, used, bad)
+    return Whole(
+        estimate, exchanged, Histograms(*counts), largest, used, bad, dict(notes)
+    )

@@ -33,6 +33,7 @@ class Part(NamedTuple):
     histograms: over all of them
     null:       mean over swaps of ½(ψ_AA + ψ_BB) − ψ_AB, [P, n], or None
     bad:        rows left out: {"line", "reason", "detail"}
+    notes:      how many pairs have each note
     """
 
     rows: Int[np.ndarray, " P"]
@@ -42,6 +43,7 @@ class Part(NamedTuple):
     histograms: Histograms
     null: Float[np.ndarray, "P n"] | None
     bad: list[dict[str, Any]]
+    notes: dict[str, int]
 
 
 class Parts:
@@ -96,7 +98,8 @@ class Parts:
                 f"histogram_{name}": counts
                 for name, counts in part.histograms._asdict().items()
             },
-            "bad": np.frombuffer(json.dumps(part.bad).encode(), np.uint8),
+            "bad": _as_bytes(part.bad),
+            "notes": _as_bytes(part.notes),
         }
         if part.null is not None:
             arrays["null"] = part.null
@@ -120,6 +123,7 @@ class Parts:
                 Histograms(*(arrays[f"histogram_{n}"] for n in Histograms._fields)),
                 arrays.get("null"),
                 json.loads(arrays["bad"].tobytes()),
+                json.loads(arrays["notes"].tobytes()),
             )
         except (OSError, KeyError, ValueError, EOFError, zipfile.BadZipFile) as error:
             raise PartsError(
@@ -138,6 +142,11 @@ class Parts:
         (self.folder / SETTINGS).unlink(missing_ok=True)
         if not any(self.folder.iterdir()):
             self.folder.rmdir()
+
+
+def _as_bytes(value: Any) -> np.ndarray:
+    """JSON as an array of bytes, which a file of arrays can hold without pickle."""
+    return np.frombuffer(json.dumps(value).encode(), np.uint8)
 
 
 def _write(path: Path, content: bytes) -> None:

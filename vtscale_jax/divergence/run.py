@@ -65,7 +65,7 @@ class Job(NamedTuple):
     replicates, seed: of the bootstrap
     inputs:   hashes of data and weights, dtypes, lengths: all that would change the
               numbers; a measurement goes on only where they are the same
-    pairs:    where the pairs came from, in words
+    pairs:    where the pairs came from, in words; `word` is what a row is called
     max_bad_share: of the rows
     """
 
@@ -79,6 +79,7 @@ class Job(NamedTuple):
     inputs: dict[str, Any]
     pairs: str
     max_bad_share: float
+    word: str = "line"
 
 
 def finished(path: Path, job: Job) -> bool:
@@ -214,7 +215,9 @@ def _measure(
 def _result(whole: Whole, job: Job, source: Source) -> Result:
     """The result file's content; the same whoever measured."""
     bad = [BadRow(**row) for row in whole.bad]
-    summary = check_share(bad, source.num_rows, job.max_bad_share, where=job.pairs)
+    summary = check_share(
+        bad, source.num_rows, job.max_bad_share, where=job.pairs, word=job.word
+    )
     bands, counts = whole.estimate.bands(), whole.estimate.counts()
     replicates = whole.estimate.replicates()
     fits = summarize(
@@ -240,7 +243,7 @@ def _result(whole: Whole, job: Job, source: Source) -> Result:
         largest_norm=whole.largest_norm,
         fits=fits,
         null=_null(whole, job.how.swaps),
-        pairs={"source": job.pairs, **summary},
+        pairs={"source": job.pairs, **summary, "notes": whole.notes},
         manifest={
             **code_version(),
             "versions": versions(),

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Int
 
 from vtscale_jax import paths
@@ -27,11 +28,11 @@ class Rows(NamedTuple):
     tokens). Both branches of a pair are `lengths` long. Padding may be anything.
     """
 
-    prefix: Int[Array, "B p"]
-    prefix_lengths: Int[Array, " B"]
-    a: Int[Array, "B n"] | Float[Array, "B n D"]
-    b: Int[Array, "B n"] | Float[Array, "B n D"]
-    lengths: Int[Array, " B"]
+    prefix: Int[Array | np.ndarray, "B p"]
+    prefix_lengths: Int[Array | np.ndarray, " B"]
+    a: Int[Array | np.ndarray, "B n"] | Float[Array, "B n D"]
+    b: Int[Array | np.ndarray, "B n"] | Float[Array, "B n D"]
+    lengths: Int[Array | np.ndarray, " B"]
 
 
 class LayerError(ValueError):
@@ -81,7 +82,7 @@ def branch_states(
     room = p + n
     check_positions(config, room)
 
-    def read(tokens: Array, start: Array, length: Array, caches: Caches):
+    def read(tokens: Any, start: Any, length: Any, caches: Caches) -> Any:
         places = jnp.arange(tokens.shape[1])
         # Padding is written beyond the end, that is nowhere.
         positions = jnp.where(places < length[:, None], start[:, None] + places, room)

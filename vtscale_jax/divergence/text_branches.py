@@ -21,12 +21,14 @@ class TextBranches:
     """Pairs of answers and their hidden states.
 
     `read` gives all rows from the first one on, each time it is called (as
-    `pairs.rows.read_pairs` of a file); `where` is what messages call them. `write`
-    makes ids of a pair; `params` and `config` are those of an `LLM` up to the layer
-    that is measured, laid out on `mesh`; `final` says whether its norm follows. Batches
-    have `batch_size` pairs, or the next multiple of the devices of `mesh`. Only the
-    first `most` rows are read, where that is given. Raises PairsError when rows cannot
-    be read, or more than the share `max_bad_share` of them is no pair.
+    `pairs.rows.read_pairs` of a file); messages call them `where`, and one a `word`
+    ("line", "row"). `write` makes ids of a pair; `params` and `config` are those of an
+    `LLM` up to the layer that is measured, laid out on `mesh`; `final` says whether its
+    norm follows. Batches have `batch_size` pairs, or the next multiple of the devices
+    of `mesh`. Only the first `most` rows are read, where that is given.
+
+    Raises PairsError when rows cannot be read, or more than the share `max_bad_share`
+    of them is no pair.
     """
 
     def __init__(
@@ -36,6 +38,7 @@ class TextBranches:
         lengths: Lengths,
         *,
         where: str,
+        word: str = "line",
         params: Mapping[str, Any],
         config: LLMConfig,
         final: bool,
@@ -57,7 +60,7 @@ class TextBranches:
             if isinstance(row, BadRow):
                 bad.append(row)
         # Before anything is measured; what shows in tokens only is seen at the end.
-        check_share(bad, self.num_rows, max_bad_share, where=where)
+        check_share(bad, self.num_rows, max_bad_share, where=where, word=word)
 
     def chunks(self, wanted: Collection[int]) -> Iterator[tuple[int, Chunk]]:
         """The chunks of these numbers, in order; the others are passed over."""
@@ -89,6 +92,7 @@ class TextBranches:
             [pair.line for pair in pairs],
             [self._batch(bucket) for bucket in buckets(pairs, self._batch_size)],
             [row._asdict() for row in tally.bad],
+            tally.notes,
         )
 
     def _batch(self, bucket: Bucket) -> PairBatch:

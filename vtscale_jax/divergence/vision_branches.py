@@ -9,7 +9,7 @@ import itertools
 import json
 from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -157,7 +157,7 @@ class VisionBranches:
         )
 
     def _record(self, pair: ImagePair, image: ImageLike) -> Record:
-        return Record(f"pair {pair.line}", image, (Turn(pair.question, ""),))
+        return Record(f"pair {pair.line}", cast(Any, image), (Turn(pair.question, ""),))
 
     def _encoded(self, pairs: Sequence[ImagePair]) -> list[Any]:
         """All images A, then all images B."""

@@ -1,6 +1,7 @@
 """The language model that ships in the package, by itself."""
 
 import hashlib
+from typing import cast
 
 import jax
 import jax.numpy as jnp
@@ -8,6 +9,7 @@ import jax.numpy as jnp
 from vtscale_jax import paths
 from vtscale_jax.layers import BlockConfig
 from vtscale_jax.llm import LLMConfig
+from vtscale_jax.tokens import Tokenizer, end_ids
 from vtscale_jax.weights.language_models import LanguageModel
 from vtscale_jax.weights.pretrained import folder_tokenizer
 from vtscale_jax.weights.starting import SHIPPED, read, shipped
@@ -29,8 +31,8 @@ def load_embedded_llm() -> LanguageModel:
     file = shipped(SHIPPED["llm"])
     params = jax.tree.map(jnp.asarray, paths.unflatten(read(file)))["llm"]
     tokenizer = folder_tokenizer(file.parent)
-    ends = () if tokenizer.eos_token_id is None else (tokenizer.eos_token_id,)
     config = LLMConfig(VOCAB_SIZE, BLOCKS, tie_embeddings="head" not in params)
+    ends = end_ids(cast(Tokenizer, tokenizer))
     return LanguageModel(str(file), config, params, tokenizer, ends, None)
 
 

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 REASONS = (
     *("not JSON", "missing field", "wrong type", "broken text"),
     *("empty branch", "prefix mismatch", "same branches"),
-    *("over-long", "refused by template", "unknown words"),
+    *("over-long", "refused by template", "unknown words", "unreadable image"),
 )
 ROLES = ("system", "user", "assistant")
 
