@@ -338,3 +338,21 @@ def test_names_are_cut_in_the_middle():
     cut = fitting(LONG, 24)
     assert len(cut) == 24 and cut.startswith("meta-llama/…") and cut.endswith("□□")
     assert fitting("a\nb") == "a□b"
+
+
+def test_a_single_vision_token_is_a_dot(tmp_path):
+    """M = 1: one n, at which a line would not be seen."""
+    result = make_result(tmp_path, longest=1)
+    (line,) = [
+        line
+        for axes in draw_divergence([result]).axes
+        for line in axes.lines
+        if line.get_marker() == "o"
+        and np.isfinite(line.get_ydata()).any()
+        and "λ" not in str(line.get_label())
+        and line.get_label().startswith("$E")
+    ]
+    np.testing.assert_array_equal(line.get_ydata(), result.curve("D").mean)
+    many = make_result(tmp_path, "many", longest=20)
+    lines = [line for axes in draw_divergence([many]).axes for line in axes.lines]
+    assert lines and all(line.get_marker() == "None" for line in lines)

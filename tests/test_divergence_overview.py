@@ -19,6 +19,7 @@ from vtscale_jax.divergence.findings import (
     interval_words,
     number,
     percent,
+    supposed_exponent,
 )
 from vtscale_jax.divergence.overview import flatten, write_overview
 
@@ -160,7 +161,7 @@ def test_sentences_of_a_measurement_that_agrees(results):
         assert percent(fitted[f"relative_rmse_{rival}"]) in fit.text
     last = results[0].fits["last_n"]
     assert bound.tone == "good" and f"all n up to {last}" in bound.text
-    assert excess.tone == "good" and "p = 0.001" in excess.text
+    assert excess.tone == "good" and "p ≤ 0.001" in excess.text
     assert null.tone == "good" and "p = 0.41" in null.text
     assert pairs.text == (
         f"30 pairs; the longest reaches n = 40, and 10 or more reach n = {last}."
@@ -273,18 +274,29 @@ clicks[{column}](); show(); clicks[{column}](); show(); clicks[0](); show();
     assert [row[0] for row in by_name] == [NAME, "few", "flat"]
 
 
-def test_a_regime_that_does_not_describe_the_curve_is_said_to_fail(tmp_path):
-    """It comes from constant ψ: where these fit worse than √n or n, it fails."""
+def test_a_regime_that_is_not_what_is_seen_is_said_to_fail(tmp_path):
+    """It comes from constant ψ, which suppose a growth of E[D(n)]."""
     result = make_result(tmp_path)
-    for own, rivals, fails in ((0.02, (0.1, 0.2), False), (0.15, (0.1, 0.2), True)):
-        fits = dict(
-            result.fits["symmetric"],
-            relative_rmse_constant=own,
-            relative_rmse_sqrt_n=rivals[0],
-            relative_rmse_n=rivals[1],
-        )
-        found = dataclasses.replace(result, fits={**result.fits, "symmetric": fits})
+    fits = result.fits["symmetric"]
+    last_n = result.fits["last_n"]
+    # Far beyond and far below n_balance the supposed growth is that of n and of √n.
+    for psi, power in (((0.0, 1.0, 0.0), 1.0), ((0.0, 1e-6, 0.0), 0.5)):
+        names = ("psi_equal", "psi_within", "psi_cross")
+        supposed = supposed_exponent(fits | dict(zip(names, psi, strict=True)), last_n)
+        assert supposed == pytest.approx(power, abs=1e-3)
+    supposed = supposed_exponent(fits, last_n)
+    for away, fails in ((0.05, False), (-0.05, False), (0.2, True), (-0.2, True)):
+        changed = {**fits, "power_exponent": supposed + away}
+        found = dataclasses.replace(result, fits={**result.fits, "symmetric": changed})
         sentence, cell = findings(found)[0], cells(found)[COLUMNS.index("regime")]
         assert (sentence.tone == "bad") == fails and cell.bad == fails
-        assert ("ψ is not constant here" in sentence.text) == fails
-        assert "grows like n to the" in sentence.text
+        assert ("not what is seen" in sentence.text) == fails
+
+
+def test_branches_are_named_for_what_they_are(tmp_path):
+    for kind, name in (("text", "an answer"), ("vision", "an image")):
+        result = make_result(tmp_path, kind=kind)
+        test = {"statistic": 9.0, "p_value": 0.0009, "at": 3, "differs": True}
+        found = dataclasses.replace(result, fits={**result.fits, "excess": test})
+        texts = " ".join(finding.text for finding in findings(found))
+        assert f"within {name}" in texts and "p ≤ 0.001" in texts

@@ -11,6 +11,8 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
+from vtscale_jax.divergence import theory
+from vtscale_jax.divergence.fits import fit_power
 from vtscale_jax.divergence.result import Result
 
 Tone = Literal["good", "bad", "plain"]
@@ -43,6 +45,7 @@ _ERRORS = {
     "relative_rmse_n": "n",
     "relative_rmse_power": "a free power law",
 }
+NEAR = 0.1  # exponents that differ by no more are taken for the same
 MANY_LINES = 12  # line numbers of bad rows that are written out
 
 
@@ -52,8 +55,9 @@ def findings(result: Result) -> tuple[Finding, ...]:
     if fitted is None:
         theory = (Finding("plain", "No theory was fitted to this measurement."),)
     else:
-        bound = _bound(fitted, result.fits["last_n"])
-        theory = (_regime(fitted), _fit(fitted), bound, _excess(result, fitted))
+        last_n = result.fits["last_n"]
+        regime, bound = _regime(fitted, last_n), _bound(fitted, last_n)
+        theory = (regime, _fit(fitted), bound, _excess(result, fitted))
     return (*theory, _null(result), _pairs(result), _left_out(result))
 
 
@@ -73,7 +77,7 @@ def cells(result: Result) -> tuple[Cell, ...]:
         Cell(
             fitted.get("regime") or "–",
             fitted.get("regime") or "",
-            bad=bool(fitted.get("regime")) and not _is_constant(fitted),
+            bad=_regime(fitted, longest).tone == "bad" if fitted else False,
         ),
         middle,
         *(_number(fitted.get(name)) for name in ("psi_equal", "psi_within")),
@@ -123,7 +127,7 @@ def percent(value: float | int | None) -> str:
     return f"{number(float(f'{100 * value:.2g}'))}\N{NO-BREAK SPACE}%"
 
 
-def _regime(fitted: dict[str, Any]) -> Finding:
+def _regime(fitted: dict[str, Any], last_n: int | None) -> Finding:
     label = fitted["regime"]
     if label is None:
         return Finding("plain", fitted["regime_sentence"])
@@ -132,27 +136,32 @@ def _regime(fitted: dict[str, Any]) -> Finding:
         middle = interval_words(fitted, "n_balance", none="none")
         text += f" n_balance with its 95 % interval: {middle}."
     fails = label.startswith("no bound")
-    if fitted["relative_rmse_constant"] is not None:
+    supposed = supposed_exponent(fitted, last_n)
+    if supposed is not None:
         missed = percent(fitted["relative_rmse_constant"])
+        found = fitted["power_exponent"]
         text += (
-            f" This takes ψ for constant, with which λ√Υ(n) misses E[D(n)] by {missed};"
-            f" E[D(n)] itself grows like n to the {number(fitted['power_exponent'])}."
+            f" This takes ψ for constant. Then E[D(n)] would grow like n^"
+            f"{number(supposed)}; it grows like n^{number(found)}, and λ√Υ(n) with "
+            f"constant ψ misses it by {missed}."
         )
-        if not _is_constant(fitted):
+        if abs(supposed - found) > NEAR:
             fails = True
-            text += (
-                " Plain √n or n fits better: ψ is not constant here, and the regime "
-                "does not tell how E[D(n)] grows."
-            )
+            text += " So ψ is not constant here, and the regime is not what is seen."
     return Finding("bad" if fails else "plain", text)
 
 
-def _is_constant(fitted: dict[str, Any]) -> bool:
-    """Whether constant ψ say more about E[D(n)] than √n or n alone do."""
-    plain = ("relative_rmse_sqrt_n", "relative_rmse_n")
-    rivals = [fitted[name] for name in plain if fitted[name] is not None]
-    own = fitted["relative_rmse_constant"]
-    return own is not None and own <= min(rivals, default=own)
+def supposed_exponent(fitted: dict[str, Any], last_n: int | None) -> float | None:
+    """The power of n that √Υ(n) with constant ψ is nearest to, over the n ≤ `last_n`
+    where it exists: what `power_exponent` would be if ψ were constant. None where there
+    are fewer than two such n."""
+    psi = [fitted[name] for name in ("psi_equal", "psi_within", "psi_cross")]
+    if last_n is None or None in psi or fitted["power_exponent"] is None:
+        return None
+    n = np.arange(1.0, last_n + 1)
+    upsilon = theory.constant_spread(n, *psi)
+    n, upsilon = n[upsilon > 0], upsilon[upsilon > 0]
+    return fit_power(n, np.sqrt(upsilon)).exponent if len(n) > 1 else None
 
 
 def _fit(fitted: dict[str, Any]) -> Finding:
@@ -203,18 +212,26 @@ def _bound(fitted: dict[str, Any], last_n: int | None) -> Finding:
 def _excess(result: Result, fitted: dict[str, Any]) -> Finding:
     test, excess = result.fits.get("excess"), fitted["B"]
     if test is None or excess is None:
-        return Finding("plain", "Too few pairs to test ψ within − ψ between against 0.")
-    chance = f"p = {number(test['p_value'])}, farthest from 0 at n = {test['at']}"
+        text = "No n ≥ 2 has enough pairs to test ψ within − ψ between against 0."
+        return Finding("plain", text)
+    chance = f"{_chance(test)}, farthest from 0 at n = {test['at']}"
+    branch = {"text": "an answer", "vision": "an image"}.get(result.kind, "a branch")
     size = interval_words(fitted, "B", none="none")
     if not test["differs"]:
         text = f"ψ within − ψ between, {size}, cannot be told from 0 ({chance})."
         return Finding("plain", f"{text} Then the bound grows like √n.")
     if excess > 0:
-        text = "States are more alike within an answer than between the two"
+        text = f"States are more alike within {branch} than between the two"
         return Finding("good", f"{text}: by {size} on average ({chance}).")
-    text = "States are not more alike within an answer than between the two, as the "
+    text = f"States are not more alike within {branch} than between the two, as the "
     text += f"theory supposes: the difference is {size} on average"
     return Finding("bad", f"{text}, and differs from 0 ({chance}).")
+
+
+def _chance(test: dict[str, Any]) -> str:
+    """How often chance alone would be as far from 0; replicates tell it to 0.001."""
+    p_value = test["p_value"]
+    return "p ≤ 0.001" if p_value <= 0.001 else f"p = {number(p_value)}"
 
 
 def _null(result: Result) -> Finding:
@@ -222,8 +239,9 @@ def _null(result: Result) -> Finding:
         return Finding("plain", "Null test: not made (measure with --null).")
     test = result.null["test"]
     if test is None:
-        return Finding("plain", "Null test: too few pairs for a verdict.")
-    chance = f"p = {number(test['p_value'])}"
+        text = "Null test: no n ≥ 2 has enough pairs for a verdict."
+        return Finding("plain", text)
+    chance = _chance(test)
     if test["differs"]:
         text = "Null test failed: with A and B exchanged at random the difference must "
         text += f"be 0, but is not, at n = {test['at']} most of all ({chance})"

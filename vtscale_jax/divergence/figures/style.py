@@ -99,8 +99,9 @@ def draw_curve(
 ) -> Line2D:
     """A curve over n = 1…N, firm where `counts` reaches `least` and lighter below.
 
-    What is NaN is not drawn. `band` is a lower and an upper curve, shaded. Returns the
-    firm line, which has the label; its data are NaN where it is not firm.
+    What is NaN is not drawn. `band` is a lower and an upper curve, shaded. A curve of
+    one point is a dot with a bar. Returns the firm line, which has the label; its data
+    are NaN where it is not firm.
     """
     n = np.arange(1, len(values) + 1)
     firm = counts >= least
@@ -111,7 +112,17 @@ def draw_curve(
             low, high = (np.where(part, edge, np.nan) for edge in band)
             shade = 0.22 * alpha
             ax.fill_between(n, low, high, color=style.color, alpha=shade, linewidth=0)
-    line = {"color": style.color, "linestyle": style.dashes, "linewidth": style.width}
+    line: dict[str, Any] = {
+        "color": style.color,
+        "linestyle": style.dashes,
+        "linewidth": style.width,
+    }
+    known = np.flatnonzero(np.isfinite(values))
+    if len(known) == 1:
+        line |= {"marker": "o", "markersize": 3}
+        if band is not None:
+            ends = [edge[known] for edge in band]
+            ax.vlines(n[known], *ends, color=style.color, linewidth=style.width)
     if (light & ~firm).any():
         faint = np.where(light, values, np.nan)
         ax.plot(n, faint, **line, alpha=_LIGHT, label=f"_{label}")
