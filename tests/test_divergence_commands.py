@@ -148,6 +148,9 @@ def test_tables_of_scores_that_are_none(tmp_path):
         ("n_l,metric,score\n1,x,2\n", ("y",), r"expected one of \['x'\]"),
         ("n_l,metric,score\n1,x,two\n", ("x",), "line 2: x is 'two'"),
         ("n_l,metric,score\n1,x,2\n1,x,3\n", ("x",), "line 3: a second score"),
+        ("n_l,metric,score\n2.5,x,2\n", ("x",), "n_l is '2.5', expected a whole"),
+        ("n_l,metric,score\nnan,x,2\n", ("x",), "n_l is 'nan', expected a number"),
+        ("n_l,metric,score\n1,x,inf\n", ("x",), "x is 'inf', expected a number"),
         ("inputs,n_l,x\nvq,1,2\nvqq,1,2\n", ("x",), r"expected one of \['vq', 'vqq'\]"),
     ):
         path.write_text(text)

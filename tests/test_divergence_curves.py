@@ -297,3 +297,10 @@ def test_histograms_count_every_cosine_once():
         # A cosine on an edge may fall on either side of it in float32.
         assert np.abs(got - counts).sum() <= 4, name
     assert np.asarray(found.cross_aa).std() > 10
+
+
+def test_reference_is_no_kernel_of_a_program():
+    """It enumerates on the host; nothing else may take its name."""
+    for name in ("reference", "cuda"):
+        with pytest.raises(BranchError, match="expected auto, xla or pallas"):
+            choose(name, "cpu")

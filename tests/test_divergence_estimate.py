@@ -156,9 +156,29 @@ def test_the_sup_test_holds_its_level():
     assert np.mean([one.at == 8 for one in found]) > 0.8
 
 
+def test_the_sup_test_holds_its_level_where_pairs_thin_out():
+    """Few long pairs have errors that the bootstrap underrates."""
+    found = []
+    for seed in range(200):
+        values = curves_about(0.0, 120, seed)
+        ends = np.random.default_rng(seed).integers(2, N + 1, 120)
+        values[0][np.arange(N) >= ends[:, None]] = np.nan
+        found.append(sup(values, seed).differs)
+    assert np.mean(found) < 0.11
+
+
 def test_the_sup_test_needs_pairs():
-    assert sup(curves_about(0.0, 5, 0), 0) is None
+    assert sup(curves_about(0.0, 29, 0), 0) is None
+    assert sup(curves_about(0.0, 30, 0), 0) is not None
     assert null.describe(None) is None
+
+
+def test_maxima_are_not_tested():
+    """Between branches they are of twice as many pairs, hence larger by chance."""
+    null.check("max", 0)
+    null.check("mean", 4)
+    with pytest.raises(null.NullError, match="twice as many pairs"):
+        null.check("max", 1)
 
 
 def test_exchanges_depend_on_row_and_seed_only():

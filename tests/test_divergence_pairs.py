@@ -221,7 +221,8 @@ def test_a_bad_row_is_named_with_its_line(tmp_path, reason, raw, detail):
 
 
 def test_every_reason_for_rows_is_shown():
-    later = {"over-long", "refused by template", "unknown words", "unreadable image"}
+    later = {"over-long", "refused by template", "unknown words"}
+    later |= {"unreadable image", "not finite"}
     assert {reason for reason, *_ in BAD} == set(REASONS) - later
 
 

@@ -81,12 +81,11 @@ def test_states_are_those_of_the_whole_row(more):
     found = branch_states(params, inputs, config=config, final=True)
     for states, branch in zip(found, (inputs.a, inputs.b), strict=True):
         check(states, read_whole(config, params, inputs, branch))
-    # The control: another token in the prefix.
-    other = inputs._replace(prefix=inputs.prefix.at[0, 0].add(1))
+    # The control: another token at the end of the prefix.
+    other = inputs._replace(prefix=inputs.prefix.at[0, LENGTHS[0][0] - 1].add(1))
     moved = branch_states(params, other, config=config, final=True)
-    if "window" not in more:
-        with pytest.raises(AssertionError):
-            check(moved[0], read_whole(config, params, inputs, inputs.a))
+    with pytest.raises(AssertionError):
+        check(moved[0], read_whole(config, params, inputs, inputs.a))
 
 
 def test_padding_and_neighbours_do_not_matter():

@@ -1,6 +1,8 @@
 """Theory of the divergence: closed forms against numerics, limits, worked numbers."""
 
+import inspect
 import math
+import re
 
 import numpy as np
 import pytest
@@ -216,7 +218,7 @@ def test_regime_is_linear_from_the_start_when_b_is_large():
     [
         (20, {"sublinear": (1, 4), "no bound": (5, 20)}, "beyond that"),
         (4, {"sublinear": (1, 4)}, "just there"),
-        (3, {"sublinear": (1, 3)}, "the last n is 3)"),
+        (3, {"sublinear": (1, 3)}, "would end there, beyond what was measured (n ≤ 3)"),
     ],
 )
 def test_regime_of_negative_excess_ends(longest, ranges, word):
@@ -225,6 +227,52 @@ def test_regime_of_negative_excess_ends(longest, ranges, word):
     found = theory.regime(0.7, 0.3, 0.4, longest=longest)
     assert found.label == "no bound beyond n = 4"
     assert found.ranges == ranges and word in found.sentence
+    # Only where it was measured is it said to be so.
+    assert ("Υ is negative" in found.sentence) == (longest >= 4)
+
+
+@pytest.mark.parametrize(
+    "psi, longest, words",
+    [
+        # A = 1/2; n_balance = A/B − 1 = 15, with B = 1/32
+        (
+            (1 / 2, 9 / 32, 8 / 32),
+            256,
+            "n_balance is 15: the bound grows like √n for n ≤ 4, like n for n ≥ 46; at "
+            "n = 256, the last one, this is linear.",
+        ),
+        # B = 0.3: n_balance = 2/3, and no n is below a third of it
+        (
+            (0.5, 0.5, 0.2),
+            256,
+            "n_balance is 0.6667: the bound grows like n for n ≥ 3; at n = 256, the "
+            "last one, this is linear.",
+        ),
+        # B = 5/12: n_balance = 0.2, and every n is above three times it
+        (
+            (0.5, 5 / 12, 0.0),
+            256,
+            "n_balance is 0.2: the bound grows like n; at n = 256, the last one, this "
+            "is linear.",
+        ),
+        # B = 2⁻¹⁵: n_balance = 2¹⁴ − 1
+        (
+            (1 / 2, 2**-15, 0.0),
+            4096,
+            "n_balance is 16,383: the bound grows like √n for n ≤ 5,460, like n for n "
+            "≥ 49,150; at n = 4,096, the last one, this is sublinear.",
+        ),
+    ],
+)
+def test_regimes_are_said_of_n_that_exist(psi, longest, words):
+    found = theory.regime(*psi, longest=longest)
+    assert found.sentence == words
+    # The same n as in the ranges, where these are not cut off at the longest n.
+    whole = theory.regime(*psi, longest=10**6).ranges
+    assert (f"n ≤ {whole.get('sublinear', (0, 0))[1]:,}," in words) == (
+        "sublinear" in whole
+    )
+    assert f"n ≥ {whole['linear'][0]:,};" in words or whole["linear"][0] == 1
 
 
 # --- scores and exponents ------------------------------------------------------------
@@ -403,3 +451,19 @@ def test_second_threshold(psi, expected):
 def test_bad_arguments_are_named(call, words):
     with pytest.raises(ValueError, match=words):
         call()
+
+
+PLAIN = {"one_shape", "finite"}  # of arguments, not of the paper
+
+
+@pytest.mark.parametrize("module", [theory, first_version])
+def test_every_formula_says_where_it_stands(module):
+    source = r"\beqs?\. \d|§\d|App\. A\.\d|constraint 39"
+    found = {
+        name: bool(re.search(source, inspect.getdoc(value) or ""))
+        for name, value in vars(module).items()
+        if inspect.isfunction(value) or isinstance(value, type)
+        if value.__module__ == module.__name__ and not name.startswith("_")
+    }
+    assert len(found) > 4
+    assert {name for name, there in found.items() if not there} == PLAIN & set(found)

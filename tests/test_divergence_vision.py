@@ -12,14 +12,15 @@ from written_runs import write_run
 
 from vtscale_jax.assemble import family_questions
 from vtscale_jax.collate import collate, fit_buckets
-from vtscale_jax.divergence.__main__ import main
-from vtscale_jax.divergence.pairs.rows import BadRow, PairsError
-from vtscale_jax.divergence.result import read_result
-from vtscale_jax.divergence.vision_branches import (
-    VisionBranches,
-    neighbours,
+from vtscale_jax.divergence.__main__ import _pages, main
+from vtscale_jax.divergence.pairs.images import (
+    by_twos,
+    images_sha256,
     read_image_pairs,
 )
+from vtscale_jax.divergence.pairs.schemas import BadRow, PairsError
+from vtscale_jax.divergence.result import read_result
+from vtscale_jax.divergence.vision_branches import VisionBranches
 from vtscale_jax.loader import encode
 from vtscale_jax.tokens import llm_slots
 from vtscale_jax.trained import open_trained
@@ -72,11 +73,12 @@ def whole_model(run, record):
 
 @pytest.mark.parametrize("devices", [1, 2])
 def test_states_are_those_of_the_whole_model(run, devices):
-    records = family_questions(run.config, 1, "final")[:4]
-    rows = neighbours(records)
+    records = family_questions(run.config, 1, "final")[:6]
+    rows = by_twos(records)
     found = states(branches(run, rows, devices=devices))
     assert found.shape[:3] == (2, 3, M)
-    for number, (one, other) in enumerate(zip(records, records[1:], strict=False)):
+    twos = zip(records[::2], records[1::2], strict=True)
+    for number, (one, other) in enumerate(twos):
         # The question of the first, asked of both images.
         asked = other._replace(turns=one.turns)
         expected = [whole_model(run, record) for record in (one, asked)]
@@ -86,7 +88,7 @@ def test_states_are_those_of_the_whole_model(run, devices):
 
 
 def test_layers_are_earlier_states(run):
-    rows = neighbours(family_questions(run.config, 1, "final"))[:2]
+    rows = by_twos(family_questions(run.config, 1, "final"))[:2]
     last = states(branches(run, rows))
     first = states(branches(run, rows, layer="1"))
     assert first.shape == last.shape and np.abs(first - last).max() > 0.1
@@ -136,8 +138,26 @@ def test_files_of_image_pairs(run, tmp_path):
         list(read_image_pairs(tmp_path / "none.jsonl"))
 
 
+def test_no_image_is_in_two_pairs(run):
+    """Bands and p-values take pairs for independent."""
+    records = _pages(run.config, 40)
+    rows = by_twos(records)
+    images = [np.asarray(i).tobytes() for r in rows for i in (r.image_a, r.image_b)]
+    assert len(rows) == 20 and len(set(images)) == 40
+    assert [row.question for row in rows] == [r.turns[0].question for r in records[::2]]
+    assert len({row.question for row in rows}) > 5
+
+
+def test_images_are_hashed_as_they_look(tmp_path):
+    path = write_pairs(tmp_path, {"image_a": "b.png", "image_b": "a.png"})
+    before = images_sha256(list(read_image_pairs(path)))
+    assert images_sha256(list(read_image_pairs(path))) == before
+    Image.new("L", (64, 64)).save(tmp_path / "b.png")
+    assert images_sha256(list(read_image_pairs(path))) != before
+
+
 def test_command_measures_a_run(folder, tmp_path, capsys):
-    options = ["--num_pairs", "7", "--replicates", "20", "--out", str(tmp_path)]
+    options = ["--num_pairs", "7", "--replicates", "100", "--out", str(tmp_path)]
     command = ["measure", "--run", str(folder), *options]
     assert main(command) == 0
     result = read_result(tmp_path / "tiny.json")
@@ -157,3 +177,18 @@ def test_command_measures_a_run(folder, tmp_path, capsys):
     mine = [*command, "--pairs", str(path), "--name", "mine"]
     assert main(mine) == 0
     assert read_result(tmp_path / "mine.json").counts.tolist() == [1] * M
+    # Another image under the same name is another measurement.
+    Image.new("L", (64, 64)).save(tmp_path / "b.png")
+    assert main(mine) == 1
+    assert "pairs_sha256" in capsys.readouterr().err
+
+
+def test_a_single_vision_token(tmp_path_factory, tmp_path, capsys):
+    """M = 1: D(1) alone, no cross measure, nothing to fit."""
+    run = write_run(tmp_path_factory.mktemp("runs") / "one", 1)
+    options = ["--num_pairs", "12", "--replicates", "100", "--out", str(tmp_path)]
+    assert main(["measure", "--run", str(run), "--null", "1", *options]) == 0
+    result = read_result(tmp_path / "one.json")
+    assert result.counts.tolist() == [12] and result.curve("D").mean[0] > 0
+    assert np.isnan(result.curve("psi_cross_ab").mean).all()
+    assert "no n ≥ 2" in capsys.readouterr().out.lower()

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from vtscale_jax.divergence.options import parse
+from vtscale_jax.divergence.options import MAX_LENGTH, MAX_PREFIX, parse
 
 PAGE_PAIRS = 512  # of the embedded language model
 PAGES_SEED = 1000  # its training pages were drawn with 0
@@ -63,14 +63,16 @@ def _figures(options: argparse.Namespace) -> None:
 def _theory(options: argparse.Namespace) -> None:
     from vtscale_jax.divergence.findings import findings
     from vtscale_jax.divergence.result import plain, read_result
-    from vtscale_jax.divergence.scores import describe, fitted
+    from vtscale_jax.divergence.scores import describe, fitted, of_n, table
 
     result = read_result(options.result)
     found = fitted(result, options.scores, options.metric, options.inputs)
+    found["of_n"] = of_n(result, options.beta)
     if options.json:
         print(json.dumps(plain(found)))
         return
     print("\n".join(finding.text for finding in findings(result)))
+    print(table(found["of_n"], options.beta))
     if "scores" in found:
         print(describe(found["scores"]))
 
@@ -117,10 +119,12 @@ Jobs = Iterator[tuple[Any, Callable[[], Any]]]
 
 def _job(options: argparse.Namespace, name: str, layer: str, **more: Any) -> Any:
     """A job with what the options say of every kind."""
+    from vtscale_jax.divergence import null
     from vtscale_jax.divergence.measure import How
     from vtscale_jax.divergence.run import Job
     from vtscale_jax.divergence.states import FINAL
 
+    null.check(options.reduction, options.null)
     return Job(
         name=name if layer == FINAL else f"{name}-layer{layer}",
         layer=layer,
@@ -164,7 +168,7 @@ def _text_jobs(options: argparse.Namespace) -> Jobs:
     from vtscale_jax.parallel import rules
     from vtscale_jax.weights import embedded_llm
     from vtscale_jax.weights.files.fingerprint import tensors_sha256
-    from vtscale_jax.weights.language_models import load_language_model
+    from vtscale_jax.weights.language_models import load_language_model, reading_sha256
     from vtscale_jax.weights.pretrained import open_pretrained
 
     name = options.llm or embedded_llm.NAME
@@ -173,18 +177,23 @@ def _text_jobs(options: argparse.Namespace) -> Jobs:
     if dtype == "auto":
         dtype = "float32" if jax.default_backend() == "cpu" else "bfloat16"
     if embedded:
-        weights, dtype = embedded_llm.sha256(), "float32"
+        dtype = "float32"
+        reading, weights = embedded_llm.sha256s()
     else:
-        # The hash first: of a measurement that is finished nothing else is loaded.
-        weights = tensors_sha256(open_pretrained("--llm", name).tensors)
+        # Hashes first: of a measurement that is finished nothing else is loaded.
+        found = open_pretrained("--llm", name)
+        weights = tensors_sha256(found.tensors)
+        reading = reading_sha256(found.config, found.tokenizer())
     pairs = _text_pairs(options, embedded)
+    max_length = options.max_length or MAX_LENGTH
+    max_prefix = options.max_prefix or MAX_PREFIX
     inputs = {
-        "llm": name,
         "weights_sha256": weights,
+        "reading_sha256": reading,
         "pairs_sha256": pairs.sha256,
         "num_pairs": options.num_pairs,
         "prompt_form": pairs.form,
-        "max_prefix": options.max_prefix,
+        "max_prefix": max_prefix,
         "dtype": dtype,
         "batch_size": options.batch_size,
     }
@@ -198,7 +207,7 @@ def _text_jobs(options: argparse.Namespace) -> Jobs:
             nonlocal mesh
             leaves = jax.tree.leaves(shapes)
             size = sum(leaf.size for leaf in leaves) * np.dtype(dtype).itemsize
-            sharded = _is_sharded(options.weights, size)
+            sharded = _is_sharded(options.weights or "auto", size)
             mesh = _mesh(sharded)
             layout = "sharded" if sharded else "replicated"
             return rules.frozen_shardings({"llm": shapes}, mesh, layout)["llm"]
@@ -223,7 +232,7 @@ def _text_jobs(options: argparse.Namespace) -> Jobs:
         return TextBranches(
             pairs.read,
             pairs.writer(model.tokenizer),
-            Lengths(options.max_length, options.max_prefix, model.limit),
+            Lengths(max_length, max_prefix, model.limit),
             where=pairs.name,
             word=pairs.word,
             params=params,
@@ -242,8 +251,9 @@ def _text_jobs(options: argparse.Namespace) -> Jobs:
             stem,
             layer,
             kind="text",
-            num_positions=options.max_length,
+            num_positions=max_length,
             inputs=inputs,
+            about={"llm": name},
             pairs=pairs.name,
             word=pairs.word,
         )
@@ -271,6 +281,7 @@ def _text_pairs(options: argparse.Namespace, embedded: bool) -> _TextPairs:
     if embedded and options.pairs is None and options.prompt_form is None:
         return _written_pages(options)
     path = options.pairs or SHIPPED
+    read_pairs(path)  # complains of a file that is none
     form = options.prompt_form or ("plain" if embedded else "chat")
     return _TextPairs(
         functools.partial(read_pairs, path),
@@ -290,7 +301,8 @@ def _written_pages(options: argparse.Namespace) -> _TextPairs:
     # Written out in full, as cells in order or as facts; never as a hint.
     shares = (0.5, 0.5, 0.0)
     pages = TextPages(2**31, PAGES_SEED + options.seed, style_shares=shares)
-    read = functools.partial(page_pairs, lambda i: pages[i].page, PAGE_PAIRS)
+    number = options.num_pairs or PAGE_PAIRS
+    read = functools.partial(page_pairs, lambda i: pages[i].page, number)
     digest = hashlib.sha256()
     for pair in read():
         digest.update(f"{pair.chosen}\n{pair.rejected}\n".encode())
@@ -300,27 +312,26 @@ def _written_pages(options: argparse.Namespace) -> _TextPairs:
 
 def _vision_jobs(options: argparse.Namespace) -> Jobs:
     """Pairs of images on a trained run, a job for each layer."""
-    from vtscale_jax.assemble import family_questions
-    from vtscale_jax.divergence.pairs.rows import PairsError, file_sha256
-    from vtscale_jax.divergence.states import FINAL
-    from vtscale_jax.divergence.vision_branches import (
-        VisionBranches,
-        neighbours,
+    from vtscale_jax.divergence.pairs.images import (
+        by_twos,
+        images_sha256,
         read_image_pairs,
     )
+    from vtscale_jax.divergence.pairs.rows import file_sha256
+    from vtscale_jax.divergence.pairs.schemas import PairsError
+    from vtscale_jax.divergence.states import FINAL
+    from vtscale_jax.divergence.vision_branches import VisionBranches
+    from vtscale_jax.settings import fingerprint
     from vtscale_jax.trained import open_trained
     from vtscale_jax.weights.starting import RUN_WEIGHTS
 
     run = open_trained(options.run, num_queries=options.num_queries)
-    number = options.num_pairs or IMAGE_PAIRS
     if options.pairs is not None:
         rows = list(read_image_pairs(options.pairs))[: options.num_pairs]
-        pairs, digest = str(options.pairs), file_sha256(options.pairs)
+        pairs = str(options.pairs)
     elif run.config.data.name == "digit_pages":
-        each = -(-(number + 1) // len(run.config.data.families))
-        records = family_questions(run.config, each, "final")
-        rows = neighbours(records)[:number]
-        pairs, digest = "held-out Digit Pages", f"digit_pages {number}"
+        number = options.num_pairs or IMAGE_PAIRS
+        rows, pairs = by_twos(_pages(run.config, 2 * number)), "held-out Digit Pages"
     else:
         raise PairsError(
             f"--run {options.run} was not trained on Digit Pages, so that no pairs of "
@@ -329,11 +340,11 @@ def _vision_jobs(options: argparse.Namespace) -> Jobs:
         )
     M = run.layout.num_queries
     inputs = {
-        "run": str(options.run),
         "weights_sha256": file_sha256(options.run / RUN_WEIGHTS),
-        "pairs_sha256": digest,
-        "num_pairs": number if options.pairs is None else options.num_pairs,
+        "config": fingerprint(run.config),
+        "pairs_sha256": images_sha256(rows),
         "num_queries": M,
+        "dtype": run.model.llm.blocks.dtype,
         "batch_size": options.batch_size,
     }
     stem = options.name or options.run.resolve().name
@@ -347,6 +358,7 @@ def _vision_jobs(options: argparse.Namespace) -> Jobs:
             kind="vision",
             num_positions=M,
             inputs=inputs,
+            about={"run": str(options.run)},
             pairs=pairs,
         )
         yield (
@@ -362,6 +374,22 @@ def _vision_jobs(options: argparse.Namespace) -> Jobs:
                 max_bad_share=options.max_bad_share,
             ),
         )
+
+
+def _pages(config: Any, number: int) -> list[Any]:
+    """So many different held-out pages, with one question each, of all families."""
+    from vtscale_jax.assemble import HELDOUT_SEEDS
+    from vtscale_jax.embedded.digit_pages import DigitPages, PageConfig
+
+    pages = DigitPages(
+        "heldout",
+        num_pages=number,
+        seed=HELDOUT_SEEDS["final"],
+        config=PageConfig(**config.data.page),
+        families=tuple(config.data.families),
+        questions_per_page=1,
+    )
+    return [pages[i] for i in range(number)]
 
 
 if __name__ == "__main__":

@@ -115,6 +115,8 @@ def choose(kernel: str, platform: str) -> CrossKernel:
         kernel = "pallas" if platform == "tpu" else "xla"
     if kernel == "xla":
         return functools.partial(tiled.cross_rows, on_cpu=platform == "cpu")
+    if kernel != "pallas":
+        raise BranchError(f"kernel is {kernel!r}, expected auto, xla or pallas here")
     # Only who asks for it waits for Pallas to be loaded.
     from vtscale_jax.divergence.kernels import pallas
 

@@ -13,7 +13,7 @@ import numpy as np
 
 from vtscale_jax.divergence import theory
 from vtscale_jax.divergence.fits import fit_power
-from vtscale_jax.divergence.result import Result
+from vtscale_jax.divergence.result import LEAST_COUNT, Result
 
 Tone = Literal["good", "bad", "plain"]
 
@@ -57,8 +57,9 @@ def findings(result: Result) -> tuple[Finding, ...]:
     else:
         last_n = result.fits["last_n"]
         regime, bound = _regime(fitted, last_n), _bound(fitted, last_n)
-        theory = (regime, _fit(fitted), bound, _excess(result, fitted))
-    return (*theory, _null(result), _pairs(result), _left_out(result))
+        theory = (regime, _fit(result, fitted), bound, _excess(result, fitted))
+    after = (_null(result), _pairs(result), _left_out(result))
+    return (*theory, *_reduction(result), *after)
 
 
 def cells(result: Result) -> tuple[Cell, ...]:
@@ -82,7 +83,7 @@ def cells(result: Result) -> tuple[Cell, ...]:
         middle,
         *(_number(fitted.get(name)) for name in ("psi_equal", "psi_within")),
         _number(fitted.get("psi_cross")),
-        _number(fitted.get("B"), bad=(fitted.get("B") or 0) < 0),
+        _difference(result, fitted),
         *(
             _share(fitted.get(name), name == "relative_rmse" and best != name)
             for name in _ERRORS
@@ -135,7 +136,9 @@ def _regime(fitted: dict[str, Any], last_n: int | None) -> Finding:
     if fitted["intervals"] is not None:
         middle = interval_words(fitted, "n_balance", none="none")
         text += f" n_balance with its 95 % interval: {middle}."
-    fails = label.startswith("no bound")
+    # Constant ψ may end the bound only beyond what was measured.
+    limit = fitted["bound_limit"]
+    fails = None not in (limit, last_n) and math.floor(limit * (1 + 1e-9)) < last_n
     supposed = supposed_exponent(fitted, last_n)
     if supposed is not None:
         missed = percent(fitted["relative_rmse_constant"])
@@ -164,10 +167,17 @@ def supposed_exponent(fitted: dict[str, Any], last_n: int | None) -> float | Non
     return fit_power(n, np.sqrt(upsilon)).exponent if len(n) > 1 else None
 
 
-def _fit(fitted: dict[str, Any]) -> Finding:
+def _fit(result: Result, fitted: dict[str, Any]) -> Finding:
     own = fitted["relative_rmse"]
     if own is None:
-        return Finding("plain", "λ√Υ(n) could not be fitted: too few n have Υ > 0.")
+        least = result.fits.get("least_count", LEAST_COUNT)
+        if np.sum(result.counts >= least) < 2:
+            why = f"fewer than two n have {least} or more pairs"
+        elif fitted["num_points"] < 2:
+            why = "Υ(n) > 0 at fewer than two n"
+        else:
+            why = "E[D(n)] is 0 wherever Υ(n) > 0"
+        return Finding("plain", f"λ√Υ(n) could not be fitted: {why}.")
     errors = ", ".join(
         f"{percent(fitted[name])} for {words}"
         for name, words in _ERRORS.items()
@@ -196,36 +206,73 @@ def _bound(fitted: dict[str, Any], last_n: int | None) -> Finding:
     if last_n is None:
         return Finding("plain", "No n has enough pairs to look at the bound.")
     exceeded, exists = fitted["bound_exceeded"], fitted["upsilon_nonnegative"]
-    share = percent(fitted["largest_over_bound"])
+    share = fitted["largest_over_bound"]
     if exceeded:
         text = f"The bound √2·h·√Υ(n) fails: E[D(n)] is above it at {_ranges(exceeded)}"
-        return Finding("bad", f"{text}, and up to {share} of it.")
+        if share is not None and share > 1:  # Where the bound is 0 no share tells it.
+            text += f", and up to {_times(share)} times it"
+        return Finding("bad", f"{text}.")
     if exists == [[1, last_n]]:
         text = f"The bound √2·h·√Υ(n) holds for all n up to {last_n}"
-        return Finding("good", f"{text}: E[D(n)] is at most {share} of it.")
+        return Finding("good", f"{text}: E[D(n)] is at most {percent(share)} of it.")
     if not exists:
         return Finding("bad", "There is no bound: Υ(n) is negative wherever measured.")
     text = f"The bound exists only at {_ranges(exists)} of n ≤ {last_n}"
     return Finding("bad", f"{text}: elsewhere Υ(n) is negative. Where it is, it holds.")
 
 
+def _times(share: float) -> str:
+    """How many times something that is more than once: 1.002, never 1."""
+    # So many decimals that two digits of what it is more than once are there.
+    decimals = max(2, 1 - math.floor(math.log10(share - 1)))
+    return f"{share:,.{decimals}f}".rstrip("0").rstrip(".")
+
+
+def _reduction(result: Result) -> tuple[Finding, ...]:
+    """What the curves are made of, where it is not the mean of positive parts."""
+    if result.reduction == "max":
+        text = "Curves are means over pairs of each pair's largest cosine (reduction "
+        text += "max): Def. 1's worst case within a pair, not over all pairs."
+        return (Finding("plain", text),)
+    if result.reduction == "signed":
+        text = "No positive part of the cosines was taken (reduction signed): negative "
+        text += "ones count as they are, other than in Def. 1."
+        return (Finding("plain", text),)
+    return ()
+
+
 def _excess(result: Result, fitted: dict[str, Any]) -> Finding:
     test, excess = result.fits.get("excess"), fitted["B"]
-    if test is None or excess is None:
+    if result.reduction == "max":
+        text = "ψ within and ψ between cannot be compared: the largest cosine between "
+        text += "the branches is one of twice as many as the largest within a branch, "
+        text += "and so larger by chance alone. Their difference is not tested, and a "
+        text += "bound that ends may end for that reason."
+        return Finding("plain", text)
+    if excess is None:
         text = "No n ≥ 2 has enough pairs to test ψ within − ψ between against 0."
+        return Finding("plain", text)
+    if test is None:
+        text = f"ψ within − ψ between is {interval_words(fitted, 'B', none='none')}"
+        text += " on average; no n ≥ 2 has enough pairs to test it against 0."
         return Finding("plain", text)
     chance = f"{_chance(test)}, farthest from 0 at n = {test['at']}"
     branch = {"text": "an answer", "vision": "an image"}.get(result.kind, "a branch")
     size = interval_words(fitted, "B", none="none")
     if not test["differs"]:
         text = f"ψ within − ψ between, {size}, cannot be told from 0 ({chance})."
-        return Finding("plain", f"{text} Then the bound grows like √n.")
+        return Finding("plain", f"{text} Were it 0, the bound would grow like √n.")
+    # The test is of all n, and what it found may be one n that the mean hides.
+    there = float(result.curve("psi_excess").mean[test["at"] - 1])
+    other = f" But at n = {test['at']} it has the other sign: {number(there)}."
+    other = other if there * excess < 0 else ""
     if excess > 0:
-        text = f"States are more alike within {branch} than between the two"
-        return Finding("good", f"{text}: by {size} on average ({chance}).")
+        text = f"States are more alike within {branch} than between the two: by {size} "
+        text += f"on average ({chance}).{other}"
+        return Finding("bad" if other else "good", text)
     text = f"States are not more alike within {branch} than between the two, as the "
     text += f"theory supposes: the difference is {size} on average"
-    return Finding("bad", f"{text}, and differs from 0 ({chance}).")
+    return Finding("bad", f"{text}, and differs from 0 ({chance}).{other}")
 
 
 def _chance(test: dict[str, Any]) -> str:
@@ -235,6 +282,9 @@ def _chance(test: dict[str, Any]) -> str:
 
 
 def _null(result: Result) -> Finding:
+    if result.reduction == "max":
+        text = "Null test: none with reduction max, where exchanging A and B does not "
+        return Finding("plain", f"{text}make the difference 0.")
     if result.null is None:
         return Finding("plain", "Null test: not made (measure with --null).")
     test = result.null["test"]
@@ -309,9 +359,16 @@ def _verdict(fitted: dict[str, Any], last_n: int | None) -> Cell:
 
 def _null_cell(result: Result) -> Cell:
     test = (result.null or {}).get("test")
-    if test is None:
+    if test is None or result.reduction == "max":
         return Cell("–", "")
     return _number(test["p_value"], bad=test["differs"])
+
+
+def _difference(result: Result, fitted: dict[str, Any]) -> Cell:
+    """ψ within − ψ between; none where they cannot be compared."""
+    if result.reduction == "max" or not fitted:
+        return Cell("–", "")
+    return _number(fitted["B"], bad=_excess(result, fitted).tone == "bad")
 
 
 def _number(value: float | int | None, *, bad: bool = False) -> Cell:

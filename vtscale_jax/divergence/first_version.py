@@ -21,7 +21,7 @@ from vtscale_jax.divergence.theory import (
 
 
 def delta_spread(psi_delta: Numbers) -> Values:
-    """n + (n² − n)·ψ_Δ(n) from a curve; the last axis is n = 1…N.
+    """n + (n² − n)·ψ_Δ(n) of v1 (spec math.md §6) from a curve; the last axis is n.
 
     1 at n = 1, where there is no pair and ψ_Δ is NaN.
     """
@@ -35,14 +35,16 @@ def delta_spread(psi_delta: Numbers) -> Values:
 
 
 def delta_bound(psi_delta: Numbers, *, sigma: float | int) -> Values:
-    """σ·√(n + (n² − n)·ψ_Δ(n)), v1's bound on D(n); NaN where the root has none."""
+    """σ·√(n + (n² − n)·ψ_Δ(n)), v1's bound on D(n) (spec math.md §6); NaN where what is
+    under the root is negative."""
     inside = delta_spread(psi_delta)
     root = np.sqrt(np.where(inside >= 0, inside, np.nan))
     return np.asarray(finite("sigma", sigma) * root)
 
 
 def linear_ratio(n: Numbers, psi_delta: Numbers) -> Values:
-    """r(n) = √(n + (n² − n)ψ)/(n√ψ), the bound over its linear part n·√ψ.
+    """r(n) = √(n + (n² − n)ψ)/(n√ψ), the bound over its linear part n·√ψ (v1,
+    Threshold 1; spec math.md §6).
 
     It falls to 1 as n grows. Computed as √(1 + (1 − ψ)/(n·ψ)), which is the same.
     Infinite for ψ = 0 and NaN for ψ < 0, where there is no linear part.
@@ -58,7 +60,8 @@ def linear_ratio(n: Numbers, psi_delta: Numbers) -> Values:
 
 def ratio_threshold(psi_delta: Numbers, *, ratio: float | int) -> Values:
     """The n at which `linear_ratio` has come down to `ratio`, for constant ψ_Δ:
-    (1 − ψ)/(ψ·(r² − 1)) (Threshold 1 †: r² = 1 + (1 − ψ)/(n·ψ) solved for n).
+    (1 − ψ)/(ψ·(r² − 1)) (v1, Threshold 1 †: r² = 1 + (1 − ψ)/(n·ψ) solved for n; spec
+    math.md §6).
 
     A real number, below 1 when the ratio is lower than that from the start. Infinite
     for ψ = 0 and NaN for ψ < 0. ψ = 0.5, r = √2 gives 1.
@@ -75,7 +78,8 @@ def ratio_threshold(psi_delta: Numbers, *, ratio: float | int) -> Values:
 
 def gradient_threshold(psi_delta: Numbers, *, level: float | int) -> int | None:
     """The first n from which on |ψ_Δ(n + 1) − ψ_Δ(n)| ≤ level, for every later n of
-    the curve (Threshold 2); None when the last step is still larger.
+    the curve (v1, Threshold 2; spec math.md §6); None when the last step is still
+    larger.
 
     Undefined values at the end of the curve are left out; one in the middle counts as a
     step that is too large. The curve ends somewhere: a step after its end is not known.

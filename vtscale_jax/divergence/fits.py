@@ -17,6 +17,8 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 from scipy import optimize, stats
 
+from vtscale_jax.divergence.result import CONFIDENCE, LEAST_COUNT
+
 
 class ScaleFit(NamedTuple):
     """scale · shape(n), and its error as `relative_rmse` gives it."""
@@ -67,7 +69,7 @@ def fitted_points(
     divergence: Float[np.ndarray, " N"],
     counts: Int[np.ndarray, " N"],
     *,
-    least_count: int = 10,
+    least_count: int = LEAST_COUNT,
 ) -> Bool[np.ndarray, " N"]:
     """The n that fits use: Υ(n) > 0, D(n) known, and at least `least_count` pairs."""
     enough = (counts >= least_count) & np.isfinite(divergence)
@@ -78,7 +80,7 @@ def weighted_mean(
     curve: Float[np.ndarray, " N"],
     counts: Int[np.ndarray, " N"],
     *,
-    least_count: int = 10,
+    least_count: int = LEAST_COUNT,
 ) -> float:
     """The constant that stands for a ψ curve: its mean over n ≥ 2, weighted by the
     pairs that are n long, where there are `least_count` of them. NaN if nowhere."""
@@ -202,7 +204,7 @@ def fit_scores(
     upsilon: Mapping[int, float | int],
     *,
     counts: Mapping[int, int] | None = None,
-    confidence: float = 0.95,
+    confidence: float = CONFIDENCE,
 ) -> ScoreFit:
     """κ and β of S(M) = κ·(√Υ(M))^β (§3.5): the least-squares line of log S over
     ½·log Υ, with intervals by Student's t with K − 2 degrees of freedom.
@@ -219,7 +221,10 @@ def fit_scores(
             "points has no error"
         )
     if not 0 < confidence < 1:
-        raise ValueError(f"confidence is {confidence}, expected a value like 0.95")
+        raise ValueError(
+            f"confidence is {confidence}, expected a share between 0 "
+            f"and 1, like {CONFIDENCE}"
+        )
     for m, value in scores.items():
         if not (math.isfinite(value) and value > 0):
             raise ValueError(

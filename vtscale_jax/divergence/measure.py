@@ -24,6 +24,7 @@ from vtscale_jax.divergence.parts import Part
 from vtscale_jax.divergence.result import CURVES, PAIR_CURVES, Band
 
 CHUNK_ROWS = 256  # by default
+NOT_FINITE = "a hidden state is NaN or infinite: try --dtype float32"
 NULL = ("null",)  # the curve of the null test
 
 
@@ -117,14 +118,20 @@ def measure_chunk(
         lengths[at], norm[at] = batch.lengths, curves.norm[:pairs]
         if exchanged is not None:
             exchanged[at, :width] = swapped[:pairs, :width]
+    # D(1) is known of every pair whose states are finite.
+    known = np.isfinite(whole["D"][:, 0]) & np.isfinite(norm)
+    bad = [
+        {"line": int(row), "reason": "not finite", "detail": NOT_FINITE}
+        for row in rows[~known]
+    ]
     return Part(
-        rows,
-        lengths,
-        whole,
-        norm,
+        rows[known],
+        lengths[known],
+        {name: value[known] for name, value in whole.items()},
+        norm[known],
         Histograms(*counts),
-        exchanged,
-        chunk.bad,
+        None if exchanged is None else exchanged[known],
+        sorted([*chunk.bad, *bad], key=lambda row: row["line"]),
         dict(chunk.notes),
     )
 
@@ -174,6 +181,12 @@ class Step:
             swapped = jnp.zeros(a.shape[:2])
             if exchanged.shape[0]:
                 swapped = jax.lax.map(once, exchanged).mean(axis=0)
+            # A pair with a state that is not finite is no pair: NaN from n = 1 on.
+            there = (jnp.arange(a.shape[1]) < lengths[:, None])[:, :, None]
+            finite = jnp.isfinite(jnp.where(there, a, 0)) & jnp.isfinite(
+                jnp.where(there, b, 0)
+            )
+            lengths = jnp.where(finite.all(axis=(1, 2)), lengths, 0)
             binned = histograms(a, b, lengths)
             return (
                 curves_of(a, b, lengths),
@@ -205,7 +218,6 @@ class Whole(NamedTuple):
     null: Estimate | None
     histograms: Histograms
     largest_norm: float
-    used: int
     bad: list[dict[str, Any]]
     notes: dict[str, int]
 
@@ -222,7 +234,7 @@ def combine(
     estimate = Estimate.empty(num_positions, replicates=replicates, seed=seed)
     exchanged = None
     counts = np.zeros((4, NUM_BINS), np.int64)
-    largest, used, bad, notes = 0.0, 0, [], Counter[str]()
+    largest, bad, notes = 0.0, [], Counter[str]()
     for part in parts:
         estimate = estimate.add(part.rows, derived(part.curves))
         if part.null is not None:
@@ -233,10 +245,7 @@ def combine(
             exchanged = exchanged.add(part.rows, part.null[None].astype(np.float64))
         counts += np.stack(part.histograms)
         largest = max([largest, *part.norm.tolist()])
-        used += len(part.rows)
         bad += part.bad
         notes.update(part.notes)
     assert estimate.names == CURVES
-    return Whole(
-        estimate, exchanged, Histograms(*counts), largest, used, bad, dict(notes)
-    )
+    return Whole(estimate, exchanged, Histograms(*counts), largest, bad, dict(notes))

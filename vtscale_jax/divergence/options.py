@@ -1,13 +1,16 @@
 """The commands of `python -m vtscale_jax.divergence` and their options."""
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+
+EMBEDDED = "embedded"
+MAX_LENGTH, MAX_PREFIX = 256, 1024
 
 EXAMPLE = """\
 example:
   $ python -m vtscale_jax.divergence measure
-  embedded: 512 pairs of 2 answers …
+  embedded: 512 rows of pairs of written-out Digit Pages
   …
   $ python -m vtscale_jax.divergence measure --llm smollm2-135m --null 4
   $ python -m vtscale_jax.divergence measure --llm FOLDER --pairs orca_rlhf.jsonl
@@ -30,7 +33,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     _measure_options(commands.add_parser("measure", **_about("measure")))
     kernel = commands.add_parser("kernel", **_about("kernel"))
     kernel.add_argument("--npz", type=Path, required=True, metavar="FILE")
-    _how_options(kernel)
+    _how_options(kernel, "auto", "reference", "xla", "pallas")
     kernel.add_argument("--json", action="store_true", help="instead of a table")
     figures = commands.add_parser("figures", **_about("figures"))
     figures.add_argument("results", nargs="+", type=Path, metavar="RESULT")
@@ -48,12 +51,36 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     theory.add_argument("--scores", type=Path, metavar="CSV")
     theory.add_argument("--metric", help="of the scores")
     theory.add_argument("--inputs", help="of the scores (as vqq), where they have any")
+    theory.add_argument("--beta", type=float, default=1.0, help="of α(n) (default 1)")
     theory.add_argument("--json", action="store_true", help="all numbers")
     for command in commands.choices.values():  # before or after the command
         command.add_argument(
             "--traceback", action="store_true", default=argparse.SUPPRESS
         )
-    return parser.parse_args(arguments)
+    options = parser.parse_args(arguments)
+    unused = _unused(options)
+    if unused:
+        parser.error(unused)
+    return options
+
+
+def _unused(options: argparse.Namespace) -> str:
+    """What is wrong with options that would do nothing, or ""."""
+    if options.command == "theory" and options.scores is None:
+        given = [n for n in ("metric", "inputs") if getattr(options, n) is not None]
+        return f"--{given[0]} goes with --scores" if given else ""
+    if options.command != "measure":
+        return ""
+    of_text = ("max_length", "max_prefix", "prompt_form", "weights", "dtype")
+    names, other = (("num_queries",), "--run")
+    if options.run is not None:
+        names, other = of_text, "a language model, not with --run"
+    for name in names:
+        if getattr(options, name) is not None:
+            return f"--{name} goes with {other}"
+    if options.llm in (None, EMBEDDED) and options.run is None and options.dtype:
+        return "--dtype goes with --llm; the embedded model is float32"
+    return ""
 
 
 _ABOUT = {
@@ -61,8 +88,9 @@ _ABOUT = {
         "measure pairs of branches on a model",
         "Runs a language model over pairs of answers to the same question, or a "
         "trained run over pairs of images, and writes one result file. Without options "
-        "it measures the embedded model on pairs that ship with it. An interrupted "
-        "measurement goes on by the same command; a finished one is not made again.",
+        "it measures the embedded model on pairs of written-out Digit Pages. An "
+        "interrupted measurement goes on by the same command; a finished one is not "
+        "made again.",
         EXAMPLE,
     ),
     "kernel": (
@@ -99,7 +127,20 @@ def _about(command: str) -> dict:
     }
 
 
-def _how_options(parser: argparse.ArgumentParser) -> None:
+def _whole(least: int) -> Callable[[str], int]:
+    """What reads a whole number of at least `least`."""
+
+    def read(text: str) -> int:
+        if not text.lstrip("-").isdecimal() or int(text) < least:
+            raise argparse.ArgumentTypeError(
+                f"{text!r} is no whole number of at least {least}"
+            )
+        return int(text)
+
+    return read
+
+
+def _how_options(parser: argparse.ArgumentParser, *kernels: str) -> None:
     parser.add_argument(
         "--reduction",
         choices=("mean", "max", "signed"),
@@ -109,7 +150,7 @@ def _how_options(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--kernel",
-        choices=("auto", "reference", "xla", "pallas"),
+        choices=kernels,
         default="auto",
         help="auto (default): pallas on TPU, xla elsewhere",
     )
@@ -130,8 +171,9 @@ def _measure_options(parser: argparse.ArgumentParser) -> None:
         type=Path,
         metavar="FILE",
         help=".jsonl or .parquet with system, question or prompt, chosen, rejected "
-        "(text or chat lists); with --run .jsonl with image_a, image_b, question; "
-        "default: pairs that ship with the package",
+        "(text or chat lists); with --run .jsonl with image_a, image_b, question. "
+        "Default: 512 pairs of right and wrong answers that ship with the package; of "
+        "the embedded model written-out Digit Pages, of a run held-out Digit Pages",
     )
     parser.add_argument(
         "--out",
@@ -147,24 +189,24 @@ def _measure_options(parser: argparse.ArgumentParser) -> None:
         help="final (default: after the last norm) or the number of a block; may be "
         "repeated, each gets a result",
     )
-    _how_options(parser)
+    _how_options(parser, "auto", "xla", "pallas")
     parser.add_argument(
         "--max_length",
-        type=int,
-        default=256,
+        type=_whole(1),
         metavar="N",
-        help="longest branch, in tokens (default 256); longer ones are cut",
+        help=f"longest branch, in tokens (default {MAX_LENGTH}); longer ones are cut",
     )
     parser.add_argument(
         "--max_prefix",
-        type=int,
-        default=1024,
-        help="longest prefix, in tokens (default 1024)",
+        type=_whole(1),
+        help=f"longest prefix, in tokens (default {MAX_PREFIX})",
     )
     parser.add_argument(
-        "--num_pairs", type=int, help="only the first so many rows of the pairs"
+        "--num_pairs", type=_whole(1), help="only the first so many rows of the pairs"
     )
-    parser.add_argument("--batch_size", type=int, default=8, help="pairs (default 8)")
+    parser.add_argument(
+        "--batch_size", type=_whole(1), default=8, help="pairs (default 8)"
+    )
     parser.add_argument(
         "--prompt_form",
         help="chat (default: the model's own template), text, a form with {question}, "
@@ -172,7 +214,7 @@ def _measure_options(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--null",
-        type=int,
+        type=_whole(0),
         nargs="?",
         const=4,
         default=0,
@@ -181,9 +223,12 @@ def _measure_options(parser: argparse.ArgumentParser) -> None:
         "must vanish",
     )
     parser.add_argument(
-        "--replicates", type=int, default=1000, help="of the bootstrap (default 1000)"
+        "--replicates",
+        type=_whole(100),
+        default=1000,
+        help="of the bootstrap, 100 or more (default 1000)",
     )
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seed", type=_whole(0), default=0)
     parser.add_argument(
         "--max_bad_share",
         type=float,
@@ -191,12 +236,14 @@ def _measure_options(parser: argparse.ArgumentParser) -> None:
         help="of rows that are no pairs; more stop the measurement (default 0.01)",
     )
     parser.add_argument(
-        "--num_queries", type=int, metavar="M", help="with --run; default: the run's"
+        "--num_queries",
+        type=_whole(1),
+        metavar="M",
+        help="with --run; default: the run's",
     )
     parser.add_argument(
         "--weights",
         choices=("auto", "replicated", "sharded"),
-        default="auto",
         help="of --llm on several devices of a host: a copy on each, or shared out; "
         "auto (default) shares out where a copy takes over a third of the memory",
     )

@@ -9,9 +9,8 @@ from typing import Any, NamedTuple
 import jinja2
 
 from vtscale_jax.divergence.figures import draw_all
-from vtscale_jax.divergence.figures.style import LEAST_COUNT
 from vtscale_jax.divergence.findings import COLUMNS, Cell, Finding, cells, findings
-from vtscale_jax.divergence.result import Result
+from vtscale_jax.divergence.result import LEAST_COUNT, Result
 
 _HERE = Path(__file__).parent
 

@@ -5,8 +5,12 @@ together in one order whoever measured which: a run that was interrupted goes on
 the chunks that are missing, and several processes share one folder.
 """
 
+import contextlib
+import fcntl
 import io
 import json
+import platform
+import time
 import zipfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -19,6 +23,7 @@ from vtscale_jax.divergence.histograms import Histograms
 from vtscale_jax.divergence.result import PAIR_CURVES
 
 SETTINGS = "settings.json"
+LOCK = ".lock"
 
 
 class PartsError(ValueError):
@@ -52,32 +57,67 @@ class Parts:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
-    def claim(self, settings: Mapping[str, Any], *, writes: bool = True) -> None:
-        """Takes the folder for a measurement with these settings; PartsError when it
-        holds parts of one with others, which would be mixed."""
+    @contextlib.contextmanager
+    def claimed(
+        self, settings: Mapping[str, Any], *, writes: bool = True
+    ) -> Iterator[None]:
+        """The folder is that of a measurement with these settings, and of no other run
+        while the context lasts.
+
+        Of several processes only the first `writes`. PartsError when another run is in
+        it, or when it holds parts of a measurement with other settings, which would be
+        mixed; settings without any part are replaced.
+        """
+        if not writes:
+            yield
+            return
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with (self.folder / LOCK).open("a") as lock:  # given up however the run ends
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                raise PartsError(
+                    f"{self.folder} is in use by another measurement: wait for its "
+                    "end, or choose another --out or --name"
+                ) from error
+            self._settle(json.loads(json.dumps(settings)))
+            yield
+
+    def _settle(self, wanted: dict[str, Any]) -> None:
+        """Writes the settings; PartsError where parts of others are."""
         file = self.folder / SETTINGS
-        wanted = json.loads(json.dumps(settings))
+        theirs = {}
         if file.exists():
             theirs = json.loads(file.read_text(encoding="utf-8"))
-            differ = sorted(
-                key
-                for key in theirs.keys() | wanted.keys()
-                if theirs.get(key) != wanted.get(key)
+        differ = sorted(
+            key
+            for key in theirs.keys() | wanted.keys()
+            if theirs.get(key) != wanted.get(key)
+        )
+        if differ and any(self.folder.glob("*.npz")):
+            listed = "".join(
+                f"\n  {key}: {theirs.get(key)} there, {wanted.get(key)} now"
+                for key in differ
             )
-            if differ:
-                listed = "".join(
-                    f"\n  {key}: {theirs.get(key)} there, {wanted.get(key)} now"
-                    for key in differ
-                )
+            raise PartsError(
+                f"{self.folder} holds part of a measurement with other settings:"
+                f"{listed}\nGo on with those, delete the folder, or choose another "
+                "--out"
+            )
+        _write(file, (json.dumps(wanted, indent=2) + "\n").encode())
+
+    def check_shared(self, patience_s: float = 30.0) -> None:
+        """PartsError when this process does not see what the first one has written:
+        each host would wait for chunks in a folder of its own."""
+        end = time.monotonic() + patience_s  # network file systems show it late
+        while not (self.folder / SETTINGS).exists():
+            if time.monotonic() > end:
                 raise PartsError(
-                    f"{self.folder} holds part of a measurement with other settings:"
-                    f"{listed}\nGo on with those, delete the folder, or choose another "
-                    "--out"
+                    f"{platform.node()} does not see {self.folder / SETTINGS}, which "
+                    "the first host has written: --out must be a folder that all hosts "
+                    "share"
                 )
-            return
-        if writes:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            _write(file, (json.dumps(wanted, indent=2) + "\n").encode())
+            time.sleep(0.2)
 
     def path(self, chunk: int) -> Path:
         """The file of a chunk."""
@@ -111,6 +151,8 @@ class Parts:
     def read(self, chunk: int) -> Part:
         """A chunk's part; PartsError names a file that is damaged."""
         path = self.path(chunk)
+        if not path.exists():
+            raise PartsError(f"{path} is gone; run the same command again")
         try:
             # Opened here: numpy leaves a damaged file open.
             with path.open("rb") as raw, np.load(raw, allow_pickle=False) as file:
@@ -139,7 +181,8 @@ class Parts:
         """Deletes what this class has written."""
         for file in [*self.folder.glob("*.npz"), *self.folder.glob(".*.partial")]:
             file.unlink()
-        (self.folder / SETTINGS).unlink(missing_ok=True)
+        for name in (SETTINGS, LOCK):
+            (self.folder / name).unlink(missing_ok=True)
         if not any(self.folder.iterdir()):
             self.folder.rmdir()
 

@@ -9,6 +9,7 @@ Every figure and table is made from such files only.
 import dataclasses
 import json
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,6 +17,13 @@ import numpy as np
 from jaxtyping import Float, Int
 
 FORMAT = 1
+
+# Fewer pairs than this say little of their mean: its standard error is itself known to
+# a quarter at best. Fits and tests leave such n out, and figures draw them lighter.
+LEAST_COUNT = 10
+# Of every interval and test: what is usual, and what 1,000 replicates tell well, since
+# 25 of them lie beyond either end.
+CONFIDENCE = 0.95
 
 # Curves over n = 1…N of one measurement. The first six are those of every pair
 # (`curves.Curves`); the others are made from them pair by pair.
@@ -115,7 +123,7 @@ def read_result(path: Path) -> Result:
     """
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+    except (OSError, ValueError) as error:
         raise ResultError(
             f"{path} cannot be read ({error}); give the file that measure wrote"
         ) from error
@@ -130,20 +138,89 @@ def read_result(path: Path) -> Result:
     if missing:
         raise ResultError(f"{path}: lacks {', '.join(missing)}; measure anew")
     values = {name: content[name] for name in fields}
-    values["counts"] = np.asarray(content["counts"], np.int64)
-    size = len(values["counts"])
-    values["edges"] = np.asarray(content["edges"], np.float64)
+    _check_fields(path, content)
+    values["counts"] = _whole(path, "counts", content["counts"])
+    values["edges"] = _edges(path, content["edges"])
+    histograms = _named(path, "histograms", content["histograms"], HISTOGRAMS)
     values["histograms"] = {
-        name: np.asarray(counts, np.int64)
-        for name, counts in content["histograms"].items()
+        name: _whole(path, f"histograms.{name}", counts)
+        for name, counts in histograms.items()
     }
+    bins = len(values["edges"]) - 1
+    for name, counts in values["histograms"].items():
+        if len(counts) != bins:
+            raise ResultError(
+                f"{path}: histograms.{name} has {len(counts)} bins, expected {bins}, "
+                "one between two edges; measure anew"
+            )
+    size = len(values["counts"])
+    curves = _named(path, "curves", content["curves"], CURVES)
     values["curves"] = {
-        name: _band(path, name, band, size) for name, band in content["curves"].items()
+        name: _band(path, name, band, size) for name, band in curves.items()
     }
-    lacking = [name for name in CURVES if name not in values["curves"]]
-    if lacking:
-        raise ResultError(f"{path}: curves lacks {', '.join(lacking)}; measure anew")
     return Result(**values)
+
+
+def _check_fields(path: Path, content: dict[str, Any]) -> None:
+    """The fields that are taken as they are."""
+    for names, kinds, words in (
+        (("name", "kind", "reduction", "layer"), str, "text"),
+        (("fits", "pairs", "manifest"), dict, "a table of fields"),
+        (("null",), dict | None, "a table of fields or null"),
+    ):
+        for name in names:
+            if not isinstance(content[name], kinds):
+                raise _wrong(path, name, content[name], words)
+    norm = content["largest_norm"]
+    if type(norm) not in (int, float) or not 0 <= norm < math.inf:
+        raise _wrong(path, "largest_norm", norm, "a number, 0 or more")
+
+
+def _wrong(path: Path, field: str, found: Any, expected: str) -> ResultError:
+    shown = repr(found)
+    shown = shown if len(shown) <= 60 else f"{shown[:60]}…"
+    return ResultError(f"{path}: {field} is {shown}, expected {expected}; measure anew")
+
+
+def _named(
+    path: Path, field: str, content: Any, names: Sequence[str]
+) -> dict[str, Any]:
+    if not isinstance(content, dict):
+        raise _wrong(path, field, content, f"a table of {', '.join(names)}")
+    lacking = [name for name in names if name not in content]
+    if lacking:
+        raise ResultError(f"{path}: {field} lacks {', '.join(lacking)}; measure anew")
+    return content
+
+
+def _whole(path: Path, field: str, content: Any) -> Int[np.ndarray, " K"]:
+    """Numbers of things: a list of whole numbers, none below 0."""
+    if not isinstance(content, list):
+        raise _wrong(path, field, content, "a list of whole numbers")
+    for place, value in enumerate(content):
+        if type(value) is not int or not 0 <= value < 2**63:
+            raise _wrong(path, f"{field}[{place}]", value, "a whole number, 0 or more")
+    return np.array(content, np.int64)
+
+
+def _floats(path: Path, field: str, content: Any) -> Float[np.ndarray, " K"]:
+    """A list of numbers, with null where there is none."""
+    if not isinstance(content, list):
+        raise _wrong(path, field, content, "a list of numbers")
+    for place, value in enumerate(content):
+        # Whole numbers have no end in JSON, floats have.
+        sized = type(value) is float or (type(value) is int and abs(value) < 2**63)
+        if value is not None and not sized:
+            raise _wrong(path, f"{field}[{place}]", value, "a number or null")
+    return np.array(content, np.float64)
+
+
+def _edges(path: Path, content: Any) -> Float[np.ndarray, " edges"]:
+    edges = _floats(path, "edges", content)
+    # NaN is not above anything.
+    if len(edges) < 2 or not np.isfinite(edges).all() or not (np.diff(edges) > 0).all():
+        raise _wrong(path, "edges", content, "two or more numbers that rise")
+    return edges
 
 
 def _band(path: Path, name: str, content: Any, size: int) -> Band:
@@ -152,7 +229,10 @@ def _band(path: Path, name: str, content: Any, size: int) -> Band:
             f"{path}: curves.{name} is not made of {', '.join(Band._fields)}; measure "
             "anew"
         )
-    arrays = {field: np.array(content[field], np.float64) for field in Band._fields}
+    arrays = {
+        field: _floats(path, f"curves.{name}.{field}", content[field])
+        for field in Band._fields
+    }
     for field, array in arrays.items():
         if array.shape != (size,):
             raise ResultError(

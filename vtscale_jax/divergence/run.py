@@ -33,7 +33,7 @@ from vtscale_jax.run_folder import code_version, versions
 BAD_ROWS = "bad_rows.jsonl"
 
 
-class RunError(ValueError):
+class OtherMeasurement(ValueError):
     """A result that belongs to another measurement."""
 
 
@@ -65,6 +65,7 @@ class Job(NamedTuple):
     replicates, seed: of the bootstrap
     inputs:   hashes of data and weights, dtypes, lengths: all that would change the
               numbers; a measurement goes on only where they are the same
+    about:    what else the manifest should say, as the path of the model
     pairs:    where the pairs came from, in words; `word` is what a row is called
     max_bad_share: of the rows
     """
@@ -77,6 +78,7 @@ class Job(NamedTuple):
     replicates: int
     seed: int
     inputs: dict[str, Any]
+    about: dict[str, Any]
     pairs: str
     max_bad_share: float
     word: str = "line"
@@ -85,26 +87,25 @@ class Job(NamedTuple):
 def finished(path: Path, job: Job) -> bool:
     """Whether this very measurement is in `path` already.
 
-    RunError when another one is: it is not written over.
+    OtherMeasurement when another one is: it is not written over.
     """
     if not path.exists():
         return False
     there = read_result(path)
+    wanted = plain(_identity(job))
     found = {
         "kind": there.kind,
         "layer": there.layer,
         "reduction": there.reduction,
         "num_positions": there.num_positions,
-        **{key: there.manifest.get(key) for key in ("seed", "replicates", "swaps")},
-        **{key: there.manifest.get(key) for key in job.inputs},
+        **{key: there.manifest.get(key) for key in wanted if key in there.manifest},
     }
-    wanted = plain(_identity(job))
     differ = [key for key in wanted if plain(found.get(key)) != wanted[key]]
     if differ:
         listed = "".join(
             f"\n  {k}: {found.get(k)} there, {wanted[k]} now" for k in differ
         )
-        raise RunError(
+        raise OtherMeasurement(
             f"{path} is the result of another measurement:{listed}\nIt is not written "
             "over: choose another --name or --out, or delete it"
         )
@@ -119,6 +120,8 @@ def _identity(job: Job) -> dict[str, Any]:
         "reduction": job.how.reduction,
         "num_positions": job.num_positions,
         "swaps": job.how.swaps,
+        "swaps_seed": job.how.seed if job.how.swaps else None,
+        "kernel": job.how.kernel,
         "seed": job.seed,
         "replicates": job.replicates,
         **job.inputs,
@@ -141,42 +144,37 @@ def run_measurement(
     """
     path = out / f"{job.name}.json"
     parts = Parts(out / f"{job.name}.parts")
-    settings = {
-        "kind": job.kind,
-        "layer": job.layer,
-        "num_positions": job.num_positions,
-        **job.how._asdict(),
-        **job.inputs,
-    }
-    if processes.is_first:
-        parts.claim(settings)
-    processes.barrier("the folder of parts")
-    parts.claim(settings, writes=False)
-    total = num_chunks(source)
-    missing = parts.missing(total)
-    if len(missing) < total:
-        say(f"going on: {total - len(missing)} of {total} chunks are measured")
-    # By number, not by place in the list: the others may already be at work.
-    own = [chunk for chunk in missing if chunk % processes.count == processes.index]
-    with _log(out / "logs" / job.name, source, own, processes) as log:
-        _measure(source, own, parts, job.how, processes, log)
-    # The others may have much more to do than this one.
-    while parts.missing(total) and processes.count > 1:
-        processes.reached("waiting for the others' chunks")
-        time.sleep(0.2)
-    processes.barrier("all chunks")
-    if processes.is_first:
-        whole = combine(
-            parts.all(total),
-            job.num_positions,
-            replicates=job.replicates,
-            seed=job.seed,
-        )
-        result = _result(whole, job, source)
-        _write_bad_rows(out / f"{job.name}.{BAD_ROWS}", whole)
-        write_result(path, result)
-        parts.remove()
-    processes.barrier("the result")
+    settings = {**_identity(job), "chunk_rows": source.chunk_rows}
+    for made_later in ("seed", "replicates"):  # of the bootstrap: no chunk knows them
+        settings.pop(made_later)
+    with parts.claimed(settings, writes=processes.is_first):
+        processes.barrier("the folder of parts")
+        parts.check_shared()
+        total = num_chunks(source)
+        missing = parts.missing(total)
+        if len(missing) < total:
+            say(f"going on: {total - len(missing)} of {total} chunks are measured")
+        # By number, not by place in the list: the others may already be at work.
+        own = [chunk for chunk in missing if chunk % processes.count == processes.index]
+        with _log(out / "logs" / job.name, source, own, processes) as log:
+            _measure(source, own, parts, job.how, processes, log)
+        # The others may have much more to do than this one.
+        while parts.missing(total) and processes.count > 1:
+            processes.reached("waiting for the others' chunks")
+            time.sleep(0.2)
+        processes.barrier("all chunks")
+        if processes.is_first:
+            whole = combine(
+                parts.all(total),
+                job.num_positions,
+                replicates=job.replicates,
+                seed=job.seed,
+            )
+            result = _result(whole, job, source)
+            _write_bad_rows(out / f"{job.name}.{BAD_ROWS}", whole)
+            write_result(path, result)
+            parts.remove()
+        processes.barrier("the result")
     return path
 
 
@@ -226,10 +224,12 @@ def _result(whole: Whole, job: Job, source: Source) -> Result:
         whole.largest_norm,
         replicates=replicates,
     )
-    excess = bands["psi_excess"].mean
-    fits["excess"] = null.describe(
-        null.sup_test(excess, replicates["psi_excess"], counts)
-    )
+    excess = None
+    if job.how.reduction != "max":  # see `null.check`
+        excess = null.sup_test(
+            bands["psi_excess"].mean, replicates["psi_excess"], counts
+        )
+    fits["excess"] = null.describe(excess)
     device = source.mesh.devices.flat[0]
     return Result(
         name=job.name,
@@ -248,11 +248,8 @@ def _result(whole: Whole, job: Job, source: Source) -> Result:
             **code_version(),
             "versions": versions(),
             "device": {"platform": device.platform, "kind": device.device_kind},
-            "replicates": job.replicates,
-            "seed": job.seed,
-            "swaps": job.how.swaps,
-            "kernel": job.how.kernel,
-            **job.inputs,
+            **job.about,
+            **_identity(job),
         },
     )
 

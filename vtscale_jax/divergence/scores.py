@@ -1,10 +1,14 @@
 """κ and β of S(M) = κ·(√Υ(M))^β, from a result and a table of scores (paper §3.5)."""
 
 import csv
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from vtscale_jax.divergence import theory
 from vtscale_jax.divergence.findings import number
 from vtscale_jax.divergence.result import Result
 from vtscale_jax.divergence.summary import scores_fit, spread_of
@@ -40,6 +44,34 @@ def fitted(
     return {**found, "scores": {**fit, "metric": metric, "beyond": beyond}}
 
 
+def of_n(result: Result, beta: float) -> dict[str, list[float]]:
+    """Υ(n), ρ(n), n_balance(n) and α(n) of a result for every n (eq. 16, §3.5), with ψ
+    as measured there; NaN where they are not defined."""
+    means = {name: band.mean for name, band in result.curves.items()}
+    psi = [means[n] for n in ("psi_equal", "psi_cross_symmetric", "psi_cross_ab")]
+    upsilon = spread_of(means, "symmetric")
+    n = np.arange(1.0, result.num_positions + 1)
+    curves = {
+        "n": n,
+        "upsilon": upsilon,
+        "rho": theory.balance(n, *psi),
+        "n_balance": theory.n_balance(*psi),
+        "alpha": theory.exponent(upsilon, beta=beta),
+    }
+    return {name: values.tolist() for name, values in curves.items()}
+
+
+def table(curves: Mapping[str, list[float]], beta: float) -> str:
+    """Those curves at a few n, in lines for people."""
+    places = [2**k for k in range(20) if 2**k < len(curves["n"])]
+    heads = ("n", "Υ(n)", "ρ(n)", "n_balance(n)", f"α(n), β = {beta:g}")
+    lines = ["".join(f"{head:>15}" for head in heads)]
+    for place in [*places, len(curves["n"])]:
+        row = [number(curve[place - 1]) for curve in curves.values()]
+        lines.append("".join(f"{value:>15}" for value in row))
+    return "\n".join(lines)
+
+
 def read_scores(
     path: Path, metric: str | None, inputs: str | None = None
 ) -> dict[int, float]:
@@ -70,12 +102,17 @@ def read_scores(
         if kinds and inputs is not None and row["inputs"] != inputs:
             continue
         value = row["score"] if tidy else row[str(metric)]
-        number = _number(path, line, "n_l", row["n_l"])
-        if number in found:
+        m = _number(path, line, "n_l", row["n_l"])
+        if not m.is_integer() or m < 1:
             raise ScoresError(
-                f"{path}, line {line}: a second score of {metric} at n_l = {number:g}"
+                f"{path}, line {line}: n_l is {row['n_l']!r}, expected a whole number "
+                "of tokens, 1 or more"
             )
-        found[int(number)] = _number(path, line, str(metric), value)
+        if m in found:
+            raise ScoresError(
+                f"{path}, line {line}: a second score of {metric} at n_l = {m:g}"
+            )
+        found[int(m)] = _number(path, line, str(metric), value)
     return dict(sorted(found.items()))
 
 
@@ -102,9 +139,11 @@ def _with(fit: Mapping[str, Any], name: str) -> str:
 
 
 def _number(path: Path, line: int, field: str, text: str | None) -> float:
+    said = f"{path}, line {line}: {field} is {text!r}, expected a number"
     try:
-        return float(text or "")
+        value = float(text or "")
     except ValueError as error:
-        raise ScoresError(
-            f"{path}, line {line}: {field} is {text!r}, expected a number"
-        ) from error
+        raise ScoresError(said) from error
+    if not math.isfinite(value):
+        raise ScoresError(said)
+    return value

@@ -15,12 +15,12 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from vtscale_jax.divergence import first_version, fits, theory
-from vtscale_jax.divergence.result import PAIR_CURVES
+from vtscale_jax.divergence.result import CONFIDENCE, LEAST_COUNT, PAIR_CURVES
 
 # The ψ_AA of eq. 16: as printed, or ½(ψ_AA + ψ_BB) as in the paper's figures.
 WITHIN = ("symmetric", "aa")
-CONFIDENCE = 0.95
-QUANTILES = (0.025, 0.975)  # (1 − 0.95)/2 is a last bit more, which may be one rank
+# Rounded: (1 − 0.95)/2 is a last bit more than 0.025, which may be one rank.
+QUANTILES = (round((1 - CONFIDENCE) / 2, 9), round((1 + CONFIDENCE) / 2, 9))
 RATIO_LEVELS = (1.1, 1.01)
 GRADIENT_LEVEL = 1e-3
 # A number that more than this share of the replicates leaves undefined has no interval.
@@ -35,7 +35,7 @@ def summarize(
     largest_norm: float | int,
     *,
     replicates: Mapping[str, Float[np.ndarray, "_ _"]] | None = None,
-    least_count: int = 10,
+    least_count: int = LEAST_COUNT,
 ) -> dict[str, Any]:
     """Theory and fits of mean curves over n = 1…N.
 

@@ -4,10 +4,11 @@ Everything here is arithmetic on numbers and curves. With
 
     A = 1 − ψ_equal        B = ψ_within − ψ_cross
 
-the spread is Υ(n) = n·A + (n² − n)·B = (A − B)·n + B·n², the divergence is bounded by
-√2·h·√Υ(n), and n_balance = A/B − 1 parts the n where the bound grows like √n from
-those where it grows like n. `psi_within` is ψ_cross^AA as eq. 16 has it, or the
-symmetric estimate ½(ψ_cross^AA + ψ_cross^BB); `psi_cross` is ψ_cross^AB.
+the spread is Υ(n) = n·A + (n² − n)·B = (A − B)·n + B·n² (eq. 16), the divergence is
+bounded by √2·h·√Υ(n) (eqs. 17 and 18), and n_balance = A/B − 1 (§3.5) parts the n where
+the bound grows like √n from those where it grows like n. The ψ are those of Def. 1
+(eqs. 15 and 29–31): `psi_within` is ψ_cross^AA as eq. 16 has it, or the symmetric
+estimate ½(ψ_cross^AA + ψ_cross^BB) (§3.6); `psi_cross` is ψ_cross^AB.
 
     spread(psi_equal=[0.5, 0.5], psi_within=[nan, 0.4], psi_cross=[nan, 0.3])
     -> [0.5, 1.2]        1·0.5, then 2·0.5 + 2·0.1
@@ -37,17 +38,18 @@ BORDER = 3.0
 
 
 class Terms(NamedTuple):
-    """The two weights of Υ(n) = n·gap + (n² − n)·excess; A and B of spec math.md §4."""
+    """The two weights of Υ(n) = n·gap + (n² − n)·excess (eq. 16): A and B of §3.5."""
 
     gap: Values
     excess: Values
 
 
 class Regime(NamedTuple):
-    """How the bound grows for constant ψ.
+    """How the bound grows for constant ψ (§3.5, App. A.2 and A.3).
 
     label:     at the longest n: "sublinear", "transition" or "linear"; when B < 0
-               "no bound beyond n = …"; "no divergence" when Υ = 0 for all n
+               "no bound beyond n = …", also where that n is beyond the longest;
+               "no divergence" when Υ = 0 for all n
     ranges:    first and last n of each regime, of those that occur in 1…longest
     n_balance: A/B − 1, as `n_balance` gives it
     sentence:  the same in plain words
@@ -60,8 +62,8 @@ class Regime(NamedTuple):
 
 
 def correlations(**psi: Numbers) -> tuple[Values, ...]:
-    """The given ψ as float64 arrays of one shape; values beyond ±1 by float32 rounding
-    are taken as ±1.
+    """The given ψ (Def. 1, eqs. 15 and 29–31) as float64 arrays of one shape; values
+    beyond ±1 by float32 rounding are taken as ±1.
 
     Raises ValueError, naming the argument, for a value outside [−1, 1] or a shape that
     differs from that of the first array.
@@ -128,7 +130,7 @@ def spread(psi_equal: Numbers, psi_within: Numbers, psi_cross: Numbers) -> Value
 def constant_spread(
     n: Numbers, psi_equal: Numbers, psi_within: Numbers, psi_cross: Numbers
 ) -> Values:
-    """Υ(n) of eq. 16 when ψ does not change with n: (A − B)·n + B·n²."""
+    """Υ(n) of eq. 16 when ψ does not change with n: (A − B)·n + B·n² (§3.5)."""
     gap, excess = terms(psi_equal, psi_within, psi_cross)
     n, gap, excess = one_shape(n=_positions(n), gap=gap, excess=excess)
     return _upsilon(n, gap, excess)
@@ -238,10 +240,14 @@ def regime(
             "from the start and the bound grows like n (linear)."
         )
     else:
+        # Ends that are not cut off at the longest n, and only of ranges that hold an n.
+        below = math.ceil(middle / border) - 1
+        parts = [f"like √n for n ≤ {below:,}"] if below >= 1 else []
+        parts += [f"like n for n ≥ {first_linear:,}" if first_linear > 1 else "like n"]
+        size = f"{middle:.4g}" if middle < 1000 else f"{middle:,.0f}"
         sentence = (
-            f"n_balance is {middle:.4g}: the bound grows like √n well below it "
-            f"(n < {middle / border:.4g}) and like n well above it (n > "
-            f"{middle * border:.4g}); at n = {longest}, the last one, this is {label}."
+            f"n_balance is {size}: the bound grows {', '.join(parts)}; at n = "
+            f"{longest:,}, the last one, this is {label}."
         )
     return Regime(label, ranges, middle, sentence)
 
@@ -305,7 +311,8 @@ def score_at_one(
 
 def expected_positive_cosine(d: Numbers) -> Values:
     """E[(cos)_+] of two independent, isotropic unit vectors in R^d (spec math.md §5):
-    Γ(d/2) / (2√π·Γ((d + 1)/2)). What ψ is where states have nothing in common.
+    Γ(d/2) / (2√π·Γ((d + 1)/2)). What ψ of Def. 1 is where states have nothing in
+    common.
 
     d = 1: 1/2. d = 2: 1/π. d = 3: 1/4.
     """
@@ -344,20 +351,23 @@ def _log_or_one(n: Values) -> Values:
 
 
 def _without_bound(limit: float, middle: float, longest: int) -> Regime:
-    """B < 0: sublinear as far as Υ ≥ 0, nothing after."""
+    """B < 0: sublinear as far as Υ ≥ 0, nothing after (constraint 39, App. A.2)."""
     # 0.3/0.1 is a last bit less than 3, and n = 4 has its bound all the same.
     last = math.floor(limit * (1 + 1e-12))
     ranges = {"sublinear": (1, min(last, longest)), "no bound": (last + 1, longest)}
     ranges = {name: ends for name, ends in ranges.items() if ends[0] <= ends[1]}
-    reached = (
-        f"the last n is {longest}" + (", beyond that" if last < longest else "")
-        if last != longest
-        else "the last n is just there"
-    )
-    return Regime(
-        f"no bound beyond n = {last}",
-        ranges,
-        middle,
-        f"B is below 0: Υ is negative beyond n = {last}, where the bound does not "
-        f"exist ({reached}); as far as it exists it grows more slowly than √n.",
-    )
+    label = f"no bound beyond n = {last:,}"
+    slow = "it grows more slowly than √n"
+    if last > longest:
+        sentence = (
+            f"B is below 0: Υ would be negative beyond n = {last:,}. The bound would "
+            f"end there, beyond what was measured (n ≤ {longest:,}); so far {slow}."
+        )
+    else:
+        place = "beyond that" if last < longest else "just there"
+        sentence = (
+            f"B is below 0: Υ is negative beyond n = {last:,}, where the bound does "
+            f"not exist (the last n, {longest:,}, is {place}); as far as it exists "
+            f"{slow}."
+        )
+    return Regime(label, ranges, middle, sentence)

@@ -6,10 +6,8 @@ it. This is where the theory, which the paper measures on text only, meets train
 
 import functools
 import itertools
-import json
 from collections.abc import Collection, Iterator, Sequence
-from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -19,71 +17,18 @@ from jaxtyping import Array, Float
 
 from vtscale_jax.collate import BatchSpec, collate, fit_buckets
 from vtscale_jax.divergence.measure import CHUNK_ROWS, Chunk, PairBatch
-from vtscale_jax.divergence.pairs.rows import BadRow, PairsError, check_share
-from vtscale_jax.divergence.states import Rows, branch_states, through_layer
+from vtscale_jax.divergence.pairs.images import ImagePair, readable
+from vtscale_jax.divergence.pairs.rows import check_share
+from vtscale_jax.divergence.pairs.schemas import BadRow, PairsError
+from vtscale_jax.divergence.states import FINAL, Rows, branch_states, through_layer
 from vtscale_jax.loader import encode
 from vtscale_jax.tokens import llm_slots
 from vtscale_jax.trained import Trained
 from vtscale_jax.types import FusionInput, Record, Turn
-from vtscale_jax.views import ImageLike, load_image
+from vtscale_jax.views import ImageLike
 from vtscale_jax.vlm import VLM, ModelConfig
 
-FIELDS = ("image_a", "image_b", "question")
-PROBED = 8  # pairs with the longest questions, which batch shapes are fitted to
-
-
-class ImagePair(NamedTuple):
-    """Two images and the question that is asked of both; `line` counts from 1."""
-
-    line: int
-    image_a: ImageLike
-    image_b: ImageLike
-    question: str
-
-
-def read_image_pairs(path: Path) -> Iterator[ImagePair | BadRow]:
-    """The rows of a JSONL file {"image_a": …, "image_b": …, "question": …}; images are
-    files, relative to the folder of the JSONL file. Blank lines are no rows.
-
-    PairsError when the file cannot be read.
-    """
-    try:
-        lines = path.read_text(encoding="utf-8").split("\n")
-    except (OSError, UnicodeDecodeError) as error:
-        raise PairsError(
-            f"{path} cannot be read ({error}); give a JSONL file of pairs of images"
-        ) from error
-    for number, line in enumerate(lines, start=1):
-        if line.strip():
-            yield _image_pair(path, number, line)
-
-
-def _image_pair(path: Path, number: int, line: str) -> ImagePair | BadRow:
-    try:
-        row = json.loads(line)
-    except ValueError as error:
-        return BadRow(number, "not JSON", str(error))
-    if not isinstance(row, dict):
-        return BadRow(number, "wrong type", f"got {type(row).__name__}, not an object")
-    for field in FIELDS:
-        if field not in row:
-            return BadRow(number, "missing field", field)
-        if not isinstance(row[field], str) or not row[field]:
-            return BadRow(number, "wrong type", f"{field} is no text: {row[field]!r}")
-    files = [path.parent / row[field] for field in FIELDS[:2]]
-    if files[0] == files[1]:
-        return BadRow(number, "same branches", f"both images are {row['image_a']}")
-    return ImagePair(number, files[0], files[1], row["question"])
-
-
-def neighbours(records: Sequence[Record]) -> list[ImagePair]:
-    """A pair of each two records that follow each other: the question of the first
-    about the images of both. One less than there are records."""
-    return [
-        ImagePair(number, one.image, other.image, one.turns[0].question)
-        for number, (one, other) in enumerate(itertools.pairwise(records), start=1)
-        if one.image is not None and other.image is not None
-    ]
+PROBED = 8  # pairs with the longest questions: batch shapes are fitted to them
 
 
 class VisionBranches:
@@ -115,23 +60,27 @@ class VisionBranches:
         llm, self._config = through_layer(params.pop("llm"), run.model.llm, layer)
         self._llm = jax.device_put(llm, self._whole)
         self._eyes = jax.device_put(params, self._whole)
-        self._final = layer == "final"
+        self._final = layer == FINAL
         self._batch_size = -(-batch_size // mesh.size) * mesh.size
         self.num_rows = len(self._rows)
         bad = [row for row in self._rows if isinstance(row, BadRow)]
         check_share(bad, self.num_rows, max_bad_share, where=where)
         good = [row for row in self._rows if isinstance(row, ImagePair)]
-        good.sort(key=lambda pair: len(pair.question), reverse=True)
-        readable = (row for row in good if isinstance(self._checked(row), ImagePair))
+        encode_text = run.encoding.fusion_tokenizer.encode
+        good.sort(
+            key=lambda pair: len(encode_text(pair.question, add_special_tokens=False)),
+            reverse=True,
+        )
+        seen = (row for row in good if isinstance(readable(row), ImagePair))
         self._prefix, self._spec = self._shapes(
-            list(itertools.islice(readable, PROBED)), where
+            list(itertools.islice(seen, PROBED)), where
         )
 
     def chunks(self, wanted: Collection[int]) -> Iterator[tuple[int, Chunk]]:
         """The chunks of these numbers, in order."""
         for index in sorted(wanted):
             rows = self._rows[index * self.chunk_rows :][: self.chunk_rows]
-            checked = [self._checked(row) for row in rows]
+            checked = [readable(row) for row in rows]
             pairs = [row for row in checked if isinstance(row, ImagePair)]
             bad = [row._asdict() for row in checked if isinstance(row, BadRow)]
             yield index, Chunk([p.line for p in pairs], self._batches(pairs), bad)
@@ -183,17 +132,6 @@ class VisionBranches:
             most_crops=1 + encoding.max_local_views,
         )
         return samples[0].llm.ids[: slots[0]], spec.largest()
-
-    def _checked(self, row: ImagePair | BadRow) -> ImagePair | BadRow:
-        """The pair, unless one of its images cannot be read."""
-        if isinstance(row, BadRow):
-            return row
-        for image in (row.image_a, row.image_b):
-            try:
-                load_image(image)
-            except ValueError as error:
-                return BadRow(row.line, "unreadable image", str(error))
-        return row
 
     def _batches(self, pairs: Sequence[ImagePair]) -> Iterator[PairBatch]:
         M = self._run.layout.num_queries

@@ -1,5 +1,6 @@
 """The language model that ships in the package, by itself."""
 
+import dataclasses
 import hashlib
 from typing import cast
 
@@ -10,7 +11,7 @@ from vtscale_jax import paths
 from vtscale_jax.layers import BlockConfig
 from vtscale_jax.llm import LLMConfig
 from vtscale_jax.tokens import Tokenizer, end_ids
-from vtscale_jax.weights.language_models import LanguageModel
+from vtscale_jax.weights.language_models import LanguageModel, reading_sha256
 from vtscale_jax.weights.pretrained import folder_tokenizer
 from vtscale_jax.weights.starting import SHIPPED, read, shipped
 
@@ -36,6 +37,9 @@ def load_embedded_llm() -> LanguageModel:
     return LanguageModel(str(file), config, params, tokenizer, ends, None)
 
 
-def sha256() -> str:
-    """Of the shipped file."""
-    return hashlib.sha256(shipped(SHIPPED["llm"]).read_bytes()).hexdigest()
+def sha256s() -> tuple[str, str]:
+    """Hashes of its sizes and tokenizer, and of its weights."""
+    file = shipped(SHIPPED["llm"])
+    sizes = {"vocab_size": VOCAB_SIZE, **dataclasses.asdict(BLOCKS)}
+    reading = reading_sha256(sizes, folder_tokenizer(file.parent))
+    return reading, hashlib.sha256(file.read_bytes()).hexdigest()

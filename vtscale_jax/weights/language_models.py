@@ -1,6 +1,8 @@
 """A pretrained language model by itself: for a chat, or to be measured."""
 
 import dataclasses
+import hashlib
+import json
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, cast
 
@@ -104,6 +106,22 @@ def llm_shapes(config: LLMConfig) -> dict[str, Any]:
         return LLM(config).init(key, ids, method=_everything)["params"]
 
     return jax.eval_shape(init, jax.random.key(0))
+
+
+def reading_sha256(
+    config: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase
+) -> str:
+    """A hash of all that says how a model reads text beside its weights: its config,
+    its tokenizer, and the chat template."""
+    digest = hashlib.sha256()
+    digest.update(json.dumps(config, sort_keys=True, default=str).encode())
+    digest.update(json.dumps(tokenizer.get_vocab(), sort_keys=True).encode())
+    # Merges and rules of a fast tokenizer; the other kind is code and vocabulary.
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    digest.update(b"" if backend is None else backend.to_str().encode())
+    digest.update(json.dumps(tokenizer.chat_template, default=str).encode())
+    digest.update(str(sorted(tokenizer.special_tokens_map.items())).encode())
+    return digest.hexdigest()
 
 
 def configured_ends(config: Mapping[str, Any]) -> list[int]:

@@ -28,7 +28,6 @@ from vtscale_jax.divergence.figures.style import (
     GREEN,
     GREY,
     INK,
-    LEAST_COUNT,
     PURPLE,
     RED,
     SKY,
@@ -43,7 +42,7 @@ from vtscale_jax.divergence.figures.style import (
     styled_legend,
 )
 from vtscale_jax.divergence.first_version import delta_bound
-from vtscale_jax.divergence.result import Result
+from vtscale_jax.divergence.result import LEAST_COUNT, Result
 from vtscale_jax.divergence.summary import spread_of
 from vtscale_jax.divergence.theory import n_balance
 

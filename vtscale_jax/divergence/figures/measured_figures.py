@@ -24,14 +24,13 @@ from vtscale_jax.divergence.figures.style import (
     GREEN,
     GREY,
     INK,
-    LEAST_COUNT,
     ORANGE,
     PURPLE,
     RED,
     Look,
     shared_legend,
 )
-from vtscale_jax.divergence.result import Result
+from vtscale_jax.divergence.result import LEAST_COUNT, Result
 
 _LOOKS = {
     "psi_cross_aa": (r"$\psi_\mathrm{cross}^{AA}$", Look(BLUE, "--")),

@@ -11,7 +11,6 @@ from matplotlib.ticker import MaxNLocator
 
 from vtscale_jax.divergence.figures.style import (
     COLUMN,
-    LEAST_COUNT,
     PAGE,
     STEPS,
     Look,
@@ -21,7 +20,7 @@ from vtscale_jax.divergence.figures.style import (
     fitting,
     new_figure,
 )
-from vtscale_jax.divergence.result import Result
+from vtscale_jax.divergence.result import LEAST_COUNT, Result
 
 POSITIONS = "number of tokens $n$"
 

@@ -20,6 +20,8 @@ from matplotlib.lines import Line2D
 from matplotlib.text import Text
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
+from vtscale_jax.divergence.result import LEAST_COUNT
+
 # Okabe and Ito's palette: told apart in all common forms of colour blindness. Series
 # also differ in line style or hatch, for print in grey.
 BLUE, ORANGE, GREEN, RED = "#0072B2", "#E69F00", "#009E73", "#D55E00"
@@ -30,7 +32,6 @@ DASHES: tuple[Any, ...] = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)))
 COLUMN, PAGE = 3.3, 6.8  # inches: one column of a paper, and both
 SMALL, TEXT = 7, 8  # points
 STEPS = (1, 2, 2.5, 5, 10)  # between numbers on an axis
-LEAST_COUNT = 10  # fewer pairs than this are drawn lighter
 _LIGHT = 0.35
 
 
@@ -121,8 +122,8 @@ def draw_curve(
     if len(known) == 1:
         line |= {"marker": "o", "markersize": 3}
         if band is not None:
-            ends = [edge[known] for edge in band]
-            ax.vlines(n[known], *ends, color=style.color, linewidth=style.width)
+            low, high = (edge[known] for edge in band)
+            ax.vlines(n[known], low, high, color=style.color, linewidth=style.width)
     if (light & ~firm).any():
         faint = np.where(light, values, np.nan)
         ax.plot(n, faint, **line, alpha=_LIGHT, label=f"_{label}")

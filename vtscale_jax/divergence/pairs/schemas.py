@@ -10,7 +10,8 @@ from typing import Any, NamedTuple
 REASONS = (
     *("not JSON", "missing field", "wrong type", "broken text"),
     *("empty branch", "prefix mismatch", "same branches"),
-    *("over-long", "refused by template", "unknown words", "unreadable image"),
+    *("over-long", "refused by template", "unknown words"),
+    *("unreadable image", "not finite"),
 )
 ROLES = ("system", "user", "assistant")
 

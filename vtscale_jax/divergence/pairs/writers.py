@@ -9,6 +9,7 @@ A branch is the answer alone: the marker that ends a turn is no part of it, beca
 every one of its n positions is to be content.
 """
 
+import datetime
 import re
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -24,7 +25,7 @@ from vtscale_jax.types import Record, Turn
 TEXT_FORM = "{system}\n\n{question}\n\n"
 # Llama 3 writes the day into its system text. Pairs must be the same ids every day, so
 # templates that take a day get the one that Llama 3.1's has as its default.
-DAY = "26 Jul 2024"
+DAY = datetime.date(2024, 7, 26)
 SYSTEM_MOVED = "system moved"
 # Stands for an answer, to see what a template writes around it; a letter at either
 # end, so that no template trims it, and characters that no template has.
@@ -153,7 +154,8 @@ class ChatWriter:
             [{"role": role, "content": content} for role, content in messages],
             add_generation_prompt=prompt,
             tokenize=False,
-            date_string=DAY,
+            date_string=DAY.strftime("%d %b %Y"),
+            strftime_now=DAY.strftime,
         )
         return text
 
