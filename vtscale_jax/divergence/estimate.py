@@ -16,9 +16,7 @@ from collections.abc import Mapping
 import numpy as np
 from jaxtyping import Float, Int
 
-from vtscale_jax.divergence.result import CURVES, Band
-
-CONFIDENCE = 0.95
+from vtscale_jax.divergence.result import CONFIDENCE, CURVES, Band
 
 
 class EstimateError(ValueError):

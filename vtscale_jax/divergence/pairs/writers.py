@@ -95,6 +95,7 @@ class ChatWriter:
                 "(--prompt_form text)"
             )
         self._tokenizer = tokenizer
+        self._template = _of_one_day(tokenizer.chat_template)
         self._own_space = _writes_a_space(tokenizer)
 
     def __call__(self, pair: Pair) -> Written | BadRow:
@@ -155,9 +156,18 @@ class ChatWriter:
             add_generation_prompt=prompt,
             tokenize=False,
             date_string=DAY.strftime("%d %b %Y"),
-            strftime_now=DAY.strftime,
+            chat_template=self._template,
         )
         return text
+
+
+def _of_one_day(template: Any) -> Any:
+    """A chat template that asks for today's date, with `DAY` in its place. (Functions
+    cannot be given to a template; a set of several is left as it is.)"""
+    if not isinstance(template, str):
+        return None
+    asked = r"""strftime_now\(\s*(['"])(.*?)\1\s*\)"""
+    return re.sub(asked, lambda call: repr(DAY.strftime(call[2])), template)
 
 
 class TextWriter:
