@@ -12,7 +12,8 @@ that are needed beside what this machine reaches in a matrix product under JAX. 
 Time, memory and FLOP/s for n = 128 … 8,192.
 
 The curves compared are D, ψ_equal and ψ_cross AA, BB and AB, for every n at once; ours
-computes ψ_Δ besides. On a GPU the same script measures bfloat16 inputs too.
+computes ψ_Δ besides. A measurement also counts histograms of the cosines, which are not
+timed here. On a GPU the same script measures bfloat16 inputs too.
 """
 
 import argparse
@@ -28,7 +29,8 @@ SIZE = (8, 1024, 4096)
 SCALING = (128, 256, 512, 1024, 2048, 4096, 8192)
 ENUMERATED = (64, 96, 128, 192)
 ROUNDS = 3
-TARGETS = {"enumerating": 50.0, "vectorised": 1.2, "peak_share": 0.7}
+TARGETS = {"enumerating": 50.0, "vectorised": 1.2}
+AIMS = {"vectorised": 2.0, "peak_share": 0.7}
 
 
 def useful_flops(B: int, n: int, d: int) -> float:
@@ -284,6 +286,7 @@ def main() -> None:
         "peak_share": share,
         "agrees_within": agree,
         "targets": TARGETS,
+        "aims": AIMS,
         "compare": found,
         "scaling": rows,
         "bfloat16": half,

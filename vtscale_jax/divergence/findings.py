@@ -186,7 +186,8 @@ def _fit(result: Result, fitted: dict[str, Any]) -> Finding:
     text = f"λ√Υ(n) misses E[D(n)] by {percent(own)} (relative RMSE), beside {errors}."
     best = _best(fitted)
     if best == "relative_rmse":
-        return Finding("good", f"{text} It fits best of the four.")
+        text += " It fits best of the four; it alone is given ψ as measured at each n."
+        return Finding("good", text)
     rival = "A free power law, with one number more," if "power" in best else "Plain "
     rival += "" if "power" in best else _ERRORS[best]
     return Finding("bad", f"{text} {rival} fits better.")

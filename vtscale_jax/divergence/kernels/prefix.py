@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-TILE = 32  # rows at a time
+TILE = 16  # rows at a time
 _FULL = jax.lax.Precision.HIGHEST
 
 
