@@ -6,7 +6,6 @@ import os
 import re
 import subprocess
 import sys
-from importlib.util import find_spec
 from pathlib import Path
 
 import nbclient
@@ -132,12 +131,10 @@ def test_from_top_to_bottom(tmp_path, monkeypatch):
     # Four steps leave the base as it is, which answers in digits.
     assert all(re.fullmatch(r"\d( \d)*", answer.strip()) for _, answer in answers)
 
-    if find_spec("vtscale_jax.divergence") is None:
-        assert "no vtscale_jax.divergence yet" in printed(cell(notebook, "divergence"))
-    else:
-        assert "$ python -m vtscale_jax.divergence" in printed(
-            cell(notebook, "divergence")
-        )
+    measured = cell(notebook, "divergence")
+    assert "128 pairs" in printed(measured)
+    figures = tmp_path / "divergence" / "figures"
+    assert images(measured) == [(figures / "fig05_divergence.png").read_bytes()]
 
 
 def test_a_command_that_fails_ends_the_notebook(tmp_path, monkeypatch):

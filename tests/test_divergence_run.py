@@ -409,17 +409,17 @@ def test_weights_may_be_shared_out(tmp_path):
 
 
 def test_command_says_what_is_wrong(tmp_path, capsys):
+    few = ["--num_pairs", "2", "--out", str(tmp_path)]
     bad = tmp_path / "pairs.jsonl"
     bad.write_text('{"question": "q", "chosen": "a"}\n')
     assert main(["measure", "--pairs", str(bad), "--out", str(tmp_path)]) == 1
     said = capsys.readouterr().err
     assert "line 1: missing field" in said and "--traceback" in said
-    assert main(["measure", "--layer", "9", "--out", str(tmp_path)]) == 1
+    assert main(["measure", "--layer", "9", *few]) == 1
     assert "a block of the model, 1 to 4" in capsys.readouterr().err
     assert main(["measure", "--pairs", "none.jsonl", "--out", str(tmp_path)]) == 1
     assert "none.jsonl: there is no such file" in capsys.readouterr().err
-    options = ["--reduction", "max", "--null", "--out", str(tmp_path)]
-    assert main(["measure", *options]) == 1
+    assert main(["measure", "--reduction", "max", "--null", *few]) == 1
     assert "twice as many pairs" in capsys.readouterr().err
 
 

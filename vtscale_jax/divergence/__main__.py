@@ -302,11 +302,13 @@ def _written_pages(options: argparse.Namespace) -> _TextPairs:
     shares = (0.5, 0.5, 0.0)
     pages = TextPages(2**31, PAGES_SEED + options.seed, style_shares=shares)
     number = options.num_pairs or PAGE_PAIRS
-    read = functools.partial(page_pairs, lambda i: pages[i].page, number)
+    # Kept: many pages are drawn for one that is long enough.
+    pairs = list(page_pairs(lambda i: pages[i].page, number))
     digest = hashlib.sha256()
-    for pair in read():
+    for pair in pairs:
         digest.update(f"{pair.chosen}\n{pair.rejected}\n".encode())
     name = "pairs of written-out Digit Pages"
+    read = functools.partial(iter, pairs)
     return _TextPairs(read, name, "pair", digest.hexdigest(), "page", PageWriter)
 
 
