@@ -274,7 +274,7 @@ def seen_ticks(axis, place):
     ]
 
 
-@pytest.mark.parametrize("num", [1, 3, 9])
+@pytest.mark.parametrize("num", [1, 3, pytest.param(9, marks=pytest.mark.long)])
 def test_nothing_overlaps_or_is_small(results, num):
     for draw in OF_RESULTS:
         figure = draw(results[:num])

@@ -353,13 +353,29 @@ def test_rows_that_show_bad_as_tokens_stop_at_the_end(llm, tmp_path):
     assert (tmp_path / "tiny.parts" / "000000.npz").exists()
 
 
-OPTIONS = "--max_length 12 --replicates 100 --null 1 --num_pairs 300 --batch_size 16"
+OPTIONS = "--max_length 12 --replicates 100 --null 1 --batch_size 16"
 
 
-def measure(out: Path, processes: int) -> list[str]:
+def write_answers(path: Path, number: int = 300) -> Path:
+    """More pairs than a chunk has, in words of the embedded model."""
+    rng = np.random.default_rng(0)
+
+    def answer() -> str:
+        return " ".join(map(str, rng.integers(0, 10, rng.integers(3, 15))))
+
+    rows = [
+        {"question": "read all digits", "chosen": answer(), "rejected": answer()}
+        for _ in range(number)
+    ]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def measure(out: Path, pairs: Path, processes: int) -> list[str]:
     """The command on so many processes with two devices each; what they printed."""
     port, children = free_port(), []
     command = [sys.executable, "-m", "vtscale_jax.divergence", "measure"]
+    command += ["--pairs", str(pairs)]
     for index in range(processes):
         environment = os.environ | {"XLA_FLAGS": xla_flags(2)}
         if processes > 1:
@@ -384,8 +400,9 @@ def measure(out: Path, processes: int) -> list[str]:
 
 @pytest.mark.slow
 def test_two_processes_give_the_same_file_as_one(tmp_path):
-    alone = measure(tmp_path / "one", 1)
-    both = measure(tmp_path / "two", 2)
+    pairs = write_answers(tmp_path / "pairs.jsonl")
+    alone = measure(tmp_path / "one", pairs, 1)
+    both = measure(tmp_path / "two", pairs, 2)
     name = "embedded.json"
     one = (tmp_path / "one" / name).read_bytes()
     assert one == (tmp_path / "two" / name).read_bytes()
