@@ -23,7 +23,7 @@ def kernel(capsys, path, *options):
 
 
 @pytest.mark.parametrize("reduction", ["mean", "max", "signed"])
-@pytest.mark.parametrize("name", ["xla", "reference"])
+@pytest.mark.parametrize("name", ["xla", "pallas", "reference"])
 def test_kernel_prints_the_definitions(tmp_path, capsys, name, reduction):
     a, b = branches(4, 13, 6)
     lengths = np.array([13, 9, 1, 12])
