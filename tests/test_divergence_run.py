@@ -55,18 +55,18 @@ def rows():
     return page_pairs(lambda i: pages[i].page, ROWS, least_words=4)
 
 
-def source(llm, *, devices: int = 1, read=rows, chunk_rows: int = 8, **more):
-    return TextBranches(
+def source(llm, *, kind=TextBranches, devices: int = 1, read=rows, limit=None, **more):
+    return kind(
         read,
         PageWriter(llm.tokenizer),
-        Lengths(N, 64, None),
+        Lengths(N, 64, limit),
         where="made-up pairs",
         params=on_mesh(llm.params, devices),
         config=llm.config,
         final=True,
         mesh=mesh(devices),
         batch_size=4,
-        chunk_rows=chunk_rows,
+        chunk_rows=8,
         **more,
     )
 
@@ -254,21 +254,8 @@ def test_pairs_with_states_that_are_not_finite_are_left_out(llm, tmp_path):
             hit = (inputs.a[:, 0] == inputs.a[0, 0]) & (inputs.lengths > 2)
             return jax.numpy.where(hit[:, None, None], a.at[:, 2].set(np.nan), a), b
 
-    def made(kind):
-        return kind(
-            rows,
-            PageWriter(llm.tokenizer),
-            Lengths(N, 64, None),
-            where="made-up pairs",
-            params=on_mesh(llm.params),
-            config=llm.config,
-            final=True,
-            mesh=mesh(),
-            batch_size=4,
-            chunk_rows=8,
-        )
-
-    result = read_result(run(made(Broken), job(max_bad_share=0.9), tmp_path))
+    broken = source(llm, kind=Broken)
+    result = read_result(run(broken, job(max_bad_share=0.9), tmp_path))
     bad = result.pairs["bad_lines"]["not finite"]
     assert 0 < len(bad) < ROWS and result.counts[0] == ROWS - len(bad)
     good = read_result(run(whole, job(), tmp_path / "whole"))
@@ -279,7 +266,7 @@ def test_pairs_with_states_that_are_not_finite_are_left_out(llm, tmp_path):
         assert inside[~np.isnan(band.mean)].all(), name
     assert np.isfinite(result.largest_norm)
     with pytest.raises(PairsError, match="not finite: a hidden state is NaN"):
-        run(made(Broken), job(), tmp_path / "strict")
+        run(broken, job(), tmp_path / "strict")
 
 
 def test_damaged_part_is_named(llm, tmp_path, monkeypatch):
@@ -336,18 +323,7 @@ def test_bad_rows_are_listed_and_stop_above_their_share(llm, tmp_path):
 
 def test_rows_that_show_bad_as_tokens_stop_at_the_end(llm, tmp_path):
     """Such as rows too long for the model: what was measured stays."""
-    long = TextBranches(
-        rows,
-        PageWriter(llm.tokenizer),
-        Lengths(N, 64, 8),
-        where="made-up pairs",
-        params=on_mesh(llm.params),
-        config=llm.config,
-        final=True,
-        mesh=mesh(),
-        batch_size=4,
-        chunk_rows=8,
-    )
+    long = source(llm, limit=8)
     with pytest.raises(PairsError, match="over-long"):
         run(long, job(), tmp_path)
     assert (tmp_path / "tiny.parts" / "000000.npz").exists()

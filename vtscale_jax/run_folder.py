@@ -56,15 +56,11 @@ class RunFolder:
         if not self.writes:
             yield
             return
-        self.path.mkdir(parents=True, exist_ok=True)
-        with (self.path / LOCK).open("a") as lock:  # given up however the process ends
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError as error:
-                raise RunFolderError(
-                    f"--workdir {self.path} is in use by another process: wait for its "
-                    "end, or choose another --workdir."
-                ) from error
+        in_use = RunFolderError(
+            f"--workdir {self.path} is in use by another process: wait for its end, or "
+            "choose another --workdir."
+        )
+        with held(self.path, in_use):
             self.write("config.json", config)
             yield
 
@@ -87,7 +83,7 @@ class RunFolder:
                     "written."
                 )
             return
-        differ = _differences(self.read("config.json"), config, "there")
+        differ = differences(self.read("config.json"), config, "there")
         if differ:
             raise RunFolderError(
                 f"--workdir {self.path} belongs to a run with another config:"
@@ -99,15 +95,12 @@ class RunFolder:
         """RunFolderError when this process does not see what the one that writes has
         written: each host would be in a folder of its own."""
         file = self.path / "config.json"
-        end = time.monotonic() + patience_s  # network file systems show it late
-        while not file.exists():
-            if time.monotonic() > end:
-                raise RunFolderError(
-                    f"--workdir {self.path} is not the same folder on all hosts: "
-                    f"{platform.node()} does not see {file}, which the first host has "
-                    "written. Give a folder that all of them share."
-                )
-            time.sleep(0.2)
+        if not comes(file, patience_s):
+            raise RunFolderError(
+                f"--workdir {self.path} is not the same folder on all hosts: "
+                f"{platform.node()} does not see {file}, which the first host has "
+                "written. Give a folder that all of them share."
+            )
 
     def read(self, name: str) -> Any:
         """A JSON file of the folder; RunFolderError names it when it is malformed."""
@@ -124,19 +117,15 @@ class RunFolder:
         if not self.writes:
             return
         self.path.mkdir(parents=True, exist_ok=True)
-        temporary = self.path / f".{name}.partial"
         text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
-        temporary.write_text(text, encoding="utf-8")
-        temporary.replace(self.path / name)
+        write_whole(self.path / name, text.encode())
 
     def write_lines(self, name: str, rows: list[dict[str, Any]]) -> None:
         """Writes a JSONL file whole or not at all."""
         if not self.writes:
             return
-        temporary = self.path / f".{name}.partial"
         lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in rows]
-        temporary.write_text("".join(lines), encoding="utf-8")
-        temporary.replace(self.path / name)
+        write_whole(self.path / name, "".join(lines).encode())
 
     def check_inputs(self, inputs: Mapping[str, Any]) -> None:
         """RunFolderError when the run was started with other `inputs` (hashes of its
@@ -144,7 +133,7 @@ class RunFolder:
         if not (self.path / "manifest.json").exists():
             return
         theirs = self.read("manifest.json").get("inputs", {})
-        differ = _differences(theirs, inputs, "when it was started")
+        differ = differences(theirs, inputs, "when it was started")
         if differ:
             raise RunFolderError(
                 f"--workdir {self.path}: the run cannot go on, as what it was started "
@@ -156,6 +145,37 @@ class RunFolder:
         """Whether the run has come to its end."""
         file = self.path / "manifest.json"
         return file.exists() and bool(self.read("manifest.json").get("finished"))
+
+
+@contextlib.contextmanager
+def held(folder: Path, in_use: ValueError) -> Iterator[None]:
+    """The folder, made where there is none, is this process's while the context lasts;
+    raises `in_use` when it is another's."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / LOCK).open("a") as lock:  # given up however the process ends
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise in_use from error
+        yield
+
+
+def comes(file: Path, patience_s: float) -> bool:
+    """Whether a file that another host has written is seen here, in `patience_s`
+    seconds at the latest: network file systems show it late."""
+    end = time.monotonic() + patience_s
+    while not file.exists():
+        if time.monotonic() > end:
+            return False
+        time.sleep(0.2)
+    return True
+
+
+def write_whole(file: Path, content: bytes) -> None:
+    """Writes a file whole or not at all."""
+    temporary = file.with_name(f".{file.name}.partial")
+    temporary.write_bytes(content)
+    temporary.replace(file)
 
 
 def versions() -> dict[str, str]:
@@ -183,7 +203,7 @@ def code_version() -> dict[str, str | None]:
     return {"vtscale_jax": metadata.version("vtscale_jax"), "commit": commit}
 
 
-def _differences(theirs: Any, ours: Mapping[str, Any], then: str) -> str:
+def differences(theirs: Any, ours: Mapping[str, Any], then: str) -> str:
     """A line for each of the first dozen fields that differ, presentation apart."""
     theirs = _flat(theirs)
     ours = _flat(json.loads(json.dumps(ours)))  # tuples become lists, as in the file

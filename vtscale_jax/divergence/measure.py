@@ -21,7 +21,7 @@ from vtscale_jax.divergence.curves import Curves, Reduction, choose, traced_curv
 from vtscale_jax.divergence.estimate import Estimate, derived
 from vtscale_jax.divergence.histograms import NUM_BINS, Histograms, histograms
 from vtscale_jax.divergence.parts import Part
-from vtscale_jax.divergence.result import CURVES, PAIR_CURVES, Band
+from vtscale_jax.divergence.result import CURVES, PAIR_CURVES
 
 CHUNK_ROWS = 256  # by default
 NOT_FINITE = "a hidden state is NaN or infinite: try --dtype float32"
@@ -220,10 +220,6 @@ class Whole(NamedTuple):
     largest_norm: float
     bad: list[dict[str, Any]]
     notes: dict[str, int]
-
-    def bands(self) -> dict[str, Band]:
-        """The curves with their uncertainty."""
-        return self.estimate.bands()
 
 
 def combine(

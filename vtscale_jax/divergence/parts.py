@@ -6,11 +6,9 @@ the chunks that are missing, and several processes share one folder.
 """
 
 import contextlib
-import fcntl
 import io
 import json
 import platform
-import time
 import zipfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -21,9 +19,9 @@ from jaxtyping import Float, Int
 
 from vtscale_jax.divergence.histograms import Histograms
 from vtscale_jax.divergence.result import PAIR_CURVES
+from vtscale_jax.run_folder import LOCK, comes, differences, held, write_whole
 
 SETTINGS = "settings.json"
-LOCK = ".lock"
 
 
 class PartsError(ValueError):
@@ -71,15 +69,11 @@ class Parts:
         if not writes:
             yield
             return
-        self.folder.mkdir(parents=True, exist_ok=True)
-        with (self.folder / LOCK).open("a") as lock:  # given up however the run ends
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError as error:
-                raise PartsError(
-                    f"{self.folder} is in use by another measurement: wait for its "
-                    "end, or choose another --out or --name"
-                ) from error
+        in_use = PartsError(
+            f"{self.folder} is in use by another measurement: wait for its end, or "
+            "choose another --out or --name"
+        )
+        with held(self.folder, in_use):
             self._settle(json.loads(json.dumps(settings)))
             yield
 
@@ -89,35 +83,24 @@ class Parts:
         theirs = {}
         if file.exists():
             theirs = json.loads(file.read_text(encoding="utf-8"))
-        differ = sorted(
-            key
-            for key in theirs.keys() | wanted.keys()
-            if theirs.get(key) != wanted.get(key)
-        )
+        differ = differences(theirs, wanted, "there")
         if differ and any(self.folder.glob("*.npz")):
-            listed = "".join(
-                f"\n  {key}: {theirs.get(key)} there, {wanted.get(key)} now"
-                for key in differ
-            )
             raise PartsError(
                 f"{self.folder} holds part of a measurement with other settings:"
-                f"{listed}\nGo on with those, delete the folder, or choose another "
+                f"{differ}\nGo on with those, delete the folder, or choose another "
                 "--out"
             )
-        _write(file, (json.dumps(wanted, indent=2) + "\n").encode())
+        write_whole(file, (json.dumps(wanted, indent=2) + "\n").encode())
 
     def check_shared(self, patience_s: float = 30.0) -> None:
         """PartsError when this process does not see what the first one has written:
         each host would wait for chunks in a folder of its own."""
-        end = time.monotonic() + patience_s  # network file systems show it late
-        while not (self.folder / SETTINGS).exists():
-            if time.monotonic() > end:
-                raise PartsError(
-                    f"{platform.node()} does not see {self.folder / SETTINGS}, which "
-                    "the first host has written: --out must be a folder that all hosts "
-                    "share"
-                )
-            time.sleep(0.2)
+        file = self.folder / SETTINGS
+        if not comes(file, patience_s):
+            raise PartsError(
+                f"{platform.node()} does not see {file}, which the first host has "
+                "written: --out must be a folder that all hosts share"
+            )
 
     def path(self, chunk: int) -> Path:
         """The file of a chunk."""
@@ -146,7 +129,7 @@ class Parts:
         content = io.BytesIO()
         np.savez_compressed(content, **arrays)
         self.folder.mkdir(parents=True, exist_ok=True)
-        _write(self.path(chunk), content.getvalue())
+        write_whole(self.path(chunk), content.getvalue())
 
     def read(self, chunk: int) -> Part:
         """A chunk's part; PartsError names a file that is damaged."""
@@ -190,9 +173,3 @@ class Parts:
 def _as_bytes(value: Any) -> np.ndarray:
     """JSON as an array of bytes, which a file of arrays can hold without pickle."""
     return np.frombuffer(json.dumps(value).encode(), np.uint8)
-
-
-def _write(path: Path, content: bytes) -> None:
-    temporary = path.with_name(f".{path.name}.partial")
-    temporary.write_bytes(content)
-    temporary.replace(path)

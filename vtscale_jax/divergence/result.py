@@ -16,6 +16,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Float, Int
 
+from vtscale_jax.run_folder import write_whole
+
 FORMAT = 1
 
 # Fewer pairs than this say little of their mean: its standard error is itself known to
@@ -110,9 +112,7 @@ def write_result(path: Path, result: Result) -> None:
     content["curves"] = {name: band._asdict() for name, band in result.curves.items()}
     text = _dump(content) + "\n"
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.partial")
-    temporary.write_text(text, encoding="utf-8")
-    temporary.replace(path)
+    write_whole(path, text.encode())
 
 
 def read_result(path: Path) -> Result:

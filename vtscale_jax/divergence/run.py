@@ -28,7 +28,7 @@ from vtscale_jax.divergence.parts import Parts
 from vtscale_jax.divergence.result import Result, plain, read_result, write_result
 from vtscale_jax.divergence.summary import summarize
 from vtscale_jax.metrics import MetricsLog, NoLog, Throughput
-from vtscale_jax.run_folder import code_version, versions
+from vtscale_jax.run_folder import code_version, differences, versions
 
 BAD_ROWS = "bad_rows.jsonl"
 
@@ -100,13 +100,10 @@ def finished(path: Path, job: Job) -> bool:
         "num_positions": there.num_positions,
         **{key: there.manifest.get(key) for key in wanted if key in there.manifest},
     }
-    differ = [key for key in wanted if plain(found.get(key)) != wanted[key]]
+    differ = differences(found, wanted, "there")
     if differ:
-        listed = "".join(
-            f"\n  {k}: {found.get(k)} there, {wanted[k]} now" for k in differ
-        )
         raise OtherMeasurement(
-            f"{path} is the result of another measurement:{listed}\nIt is not written "
+            f"{path} is the result of another measurement:{differ}\nIt is not written "
             "over: choose another --name or --out, or delete it"
         )
     return True

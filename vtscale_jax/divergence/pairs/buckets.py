@@ -9,8 +9,8 @@ from typing import NamedTuple
 
 from vtscale_jax.divergence.pairs.schemas import PairsError
 from vtscale_jax.divergence.pairs.tokens import TokenPair
+from vtscale_jax.stream import padded_length
 
-SMALLEST = 32  # the shortest padded length: fewer tokens are no faster to read
 WINDOW = 1024  # pairs that may wait for others of their lengths
 
 
@@ -25,17 +25,6 @@ class Bucket(NamedTuple):
     branch: int
     indices: tuple[int, ...]
     pairs: tuple[TokenPair, ...]
-
-
-def padded_length(length: int) -> int:
-    """The next of 32, 64, 128 … 1,024, then of steps of 512.
-
-    >>> [padded_length(n) for n in (1, 33, 1000, 1025)]
-    [32, 64, 1024, 1536]
-    """
-    if length > 1024:
-        return -(-length // 512) * 512
-    return max(SMALLEST, 1 << (length - 1).bit_length())
 
 
 def buckets(

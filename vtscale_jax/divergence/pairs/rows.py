@@ -75,11 +75,8 @@ def row_word(path: str | Path) -> str:
 
 def file_sha256(path: str | Path) -> str:
     """SHA-256 of the bytes of a file, in hexadecimal digits."""
-    digest = hashlib.sha256()
     with Path(path).open("rb") as file:
-        while piece := file.read(PIECE):
-            digest.update(piece)
-    return digest.hexdigest()
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def check_share(
