@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 from divergence_results import make_result
-from matplotlib.backends.backend_agg import FigureCanvasAgg
+from figure_texts import overlapping
 from matplotlib.text import Text
 from PIL import Image
 
@@ -26,12 +26,12 @@ from vtscale_jax.divergence.figures.measured_figures import (
     draw_within,
 )
 from vtscale_jax.divergence.figures.panels import end_of_view, num_columns
-from vtscale_jax.divergence.figures.style import fitting
 from vtscale_jax.divergence.figures.theory_figures import (
     draw_bound_examples,
     draw_exponents,
 )
 from vtscale_jax.divergence.result import LEAST_COUNT
+from vtscale_jax.report.drawing import fitting
 
 OF_RESULTS = (
     *(draw_within, draw_measures, draw_divergence, draw_excess, draw_histograms),
@@ -238,40 +238,6 @@ def test_theory_figures_are_the_theory():
         np.testing.assert_array_equal(line.get_ydata(), values)
         np.testing.assert_array_equal(lines(ax)["∞"].get_ydata(), -beta / 2)
         assert ax.get_title() == f"β = {beta:g}"
-
-
-def overlapping(figure):
-    """Pairs of texts that lie on each other, and texts that leave the figure."""
-    FigureCanvasAgg(figure).draw()
-    texts = [text for legend in figure.legends for text in legend.get_texts()]
-    for ax in figure.axes:
-        texts += [ax.title, ax.xaxis.label, ax.yaxis.label, *ax.texts]
-        texts += ax.get_legend().get_texts() if ax.get_legend() else []
-        texts += [*seen_ticks(ax.xaxis, 0), *seen_ticks(ax.yaxis, 1)]
-    boxes = [(text.get_text(), text.get_window_extent()) for text in texts]
-    boxes = [(words, box) for words, box in boxes if words and box.width]
-    width, height = figure.bbox.width, figure.bbox.height
-    found = [
-        words
-        for words, box in boxes
-        if box.x0 < -1 or box.y0 < -1 or box.x1 > width + 1 or box.y1 > height + 1
-    ]
-    for i, (words, box) in enumerate(boxes):
-        for other, rival in boxes[:i]:
-            if box.padded(-1).overlaps(rival.padded(-1)):
-                found.append((words, other))
-    return found
-
-
-def seen_ticks(axis, place):
-    """Labels within the limits of an axis: matplotlib keeps others, unseen."""
-    low, high = sorted(axis.get_view_interval())
-    visible = (tick.label1 for tick in axis.get_major_ticks() if tick.label1)
-    return [
-        text
-        for text in visible
-        if text.get_visible() and low <= text.get_position()[place] <= high
-    ]
 
 
 @pytest.mark.parametrize("num", [1, 3, pytest.param(9, marks=pytest.mark.long)])

@@ -23,7 +23,8 @@ from vtscale_jax.divergence.findings import (
     percent,
     supposed_exponent,
 )
-from vtscale_jax.divergence.overview import flatten, write_overview
+from vtscale_jax.divergence.overview import write_overview
+from vtscale_jax.report.pages import flatten
 
 NAME = "a<script>alert(1)</script> & b"
 PAIRS = {

@@ -9,7 +9,7 @@ import pytest
 from divergence_results import make_result
 
 from vtscale_jax.divergence import fits, result, summary
-from vtscale_jax.divergence.figures import draw_all, style
+from vtscale_jax.divergence.figures import draw_all, panels
 from vtscale_jax.divergence.overview import write_overview
 from vtscale_jax.divergence.result import ResultError, read_result
 
@@ -104,7 +104,7 @@ def test_constants_stand_in_one_place():
         (fits.fitted_points, "least_count"),
         (fits.weighted_mean, "least_count"),
         (summary.summarize, "least_count"),
-        (style.draw_curve, "least"),
+        (panels.draw_curve, "least"),
         (draw_all, "least"),
         (write_overview, "least"),
     ):
@@ -113,7 +113,7 @@ def test_constants_stand_in_one_place():
     # Not a last bit more: of 1,000 replicates that may be one rank.
     assert summary.QUANTILES == (0.025, 0.975)
     stated = re.compile(r"^(LEAST_COUNT|CONFIDENCE)\b.*=|(count|confidence).*= *[\d.]")
-    for module in (fits, summary, style):
+    for module in (fits, summary, panels):
         for line in inspect.getsource(module).splitlines():
             own = stated.search(line.strip()) and "least_count=10)" not in line
             assert not own, f"{module.__name__}: {line}"

@@ -11,11 +11,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from jinja2 import UndefinedError
 from PIL import Image
 from sklearn.datasets import load_digits
 
 from vtscale_jax.metrics import MalformedFile, wilson_interval
 from vtscale_jax.report.page import duration, find, write_report
+from vtscale_jax.report.pages import data_uri, environment
 from vtscale_jax.report.plots import draw_curves, draw_families
 from vtscale_jax.report.run_files import read_run
 
@@ -466,3 +468,19 @@ def test_the_curves_show_where_a_curriculum_changes_m():
     assert texts == ["M = 16", "M = 64", "M = 256"]
     constant = [row | {"num_queries": 16} for row in rows]
     assert not draw_curves(constant).axes[0].texts
+
+
+def test_only_images_are_embedded(tmp_path):
+    image, text = tmp_path / "a.PNG", tmp_path / "a.txt"
+    image.write_bytes(b"abc")
+    assert data_uri(image) == "data:image/png;base64,YWJj"
+    with pytest.raises(ValueError, match=r"ends in '.txt', expected one of .png"):
+        data_uri(text)
+
+
+def test_templates_escape_what_they_are_given(tmp_path):
+    tmp_path.joinpath("a.html.jinja").write_text("<p>{{ name }}</p>")
+    template = environment(tmp_path).get_template("a.html.jinja")
+    assert template.render(name="<b>") == "<p>&lt;b&gt;</p>"
+    with pytest.raises(UndefinedError, match="name"):
+        template.render()

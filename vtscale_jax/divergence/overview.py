@@ -1,18 +1,13 @@
 """One self-contained page about one or several measurements, from result files only."""
 
-import base64
-import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
-
-import jinja2
+from typing import NamedTuple
 
 from vtscale_jax.divergence.figures import draw_all
 from vtscale_jax.divergence.findings import COLUMNS, Cell, Finding, cells, findings
 from vtscale_jax.divergence.result import LEAST_COUNT, Result
-
-_HERE = Path(__file__).parent
+from vtscale_jax.report.pages import data_uri, environment, flatten, sorting
 
 # Title and caption of each figure, in the order of the page.
 _FIGURES = {
@@ -107,42 +102,18 @@ def write_overview(
     is no result.
     """
     paths = draw_all(results, folder / "figures", beta, least=least)
-    script = (_HERE / "overview_sort.js").read_text(encoding="utf-8")
-    digest = hashlib.sha256(script.encode()).digest()
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(_HERE),
-        autoescape=True,  # Names and reasons are data, never markup.
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    page = environment.get_template("overview.html.jinja").render(
+    template = environment(Path(__file__).parent).get_template("overview.html.jinja")
+    page = template.render(
         title="How hidden states part",
         models=[_model(result) for result in results],
         columns=COLUMNS,
         figures=[_drawn(name, paths[name], len(results)) for name in _FIGURES],
         least=least,
-        # The page's policy names this one script: no other can run.
-        script=script,
-        script_hash=base64.b64encode(digest).decode("ascii"),
+        **sorting(),
     )
     path = folder / "overview.html"
     path.write_text(page, encoding="utf-8")
     return path
-
-
-def flatten(table: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
-    """(dotted name, value as text) of every leaf of a nested dict, in order; lists of
-    many numbers by their length and ends.
-
-    >>> list(flatten({"a": {"b": 0.25}, "c": [1, 2, 3]}))
-    [('a.b', '0.25'), ('c', '1, 2, 3')]
-    """
-    for name, value in table.items():
-        if isinstance(value, dict) and value:
-            yield from flatten(value, f"{prefix}{name}.")
-        else:
-            yield f"{prefix}{name}", _text(value)
 
 
 def _model(result: Result) -> Model:
@@ -165,27 +136,10 @@ def _model(result: Result) -> Model:
 
 
 def _drawn(name: str, path: Path, num_results: int) -> Drawn:
-    image = base64.b64encode(path.read_bytes()).decode("ascii")
     narrow = name in _COLUMN_WIDE or (num_results == 1 and name != "fig01_bound")
     return Drawn(
         name,
         *_FIGURES[name],
-        f"data:image/svg+xml;base64,{image}",
+        data_uri(path),
         "column" if narrow else "page",
     )
-
-
-def _text(value: Any) -> str:
-    """A value as the page shows it: six digits, "–" for none."""
-    if value is None:
-        return "–"
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    if isinstance(value, float):
-        return f"{value:.6g}"
-    if not isinstance(value, list | tuple):
-        return str(value)
-    if len(value) > 24:
-        ends = f"{_text(value[0])}, {_text(value[1])}, … {_text(value[-1])}"
-        return f"{len(value)} values: {ends}"
-    return ", ".join(_text(item) for item in value)

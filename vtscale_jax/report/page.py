@@ -1,22 +1,12 @@
 """One self-contained HTML page about a run, from its result files only."""
 
-import base64
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import jinja2
-
+from vtscale_jax.report.pages import data_uri, environment, flatten
 from vtscale_jax.report.plots import write_plots
 from vtscale_jax.report.run_files import Evaluation, Family, Run, Sample, read_run
-
-_IMAGE_TYPES = {
-    ".png": "image/png",
-    ".jpg": "image/jpeg",
-    ".jpeg": "image/jpeg",
-    ".webp": "image/webp",
-    ".svg": "image/svg+xml",
-}
 
 # What a stage does, for a reader who has not read the paper.
 _STAGE_MEANING = {
@@ -52,20 +42,14 @@ def write_report(run_dir: str | Path) -> Path:
     folder is no run folder, `MalformedFile` when one of its files is malformed.
     """
     run = read_run(run_dir)
-    plots = {name: _data_uri(path) for name, path in write_plots(run).items()}
+    plots = {name: data_uri(path) for name, path in write_plots(run).items()}
     rows, notes = (), ()
     if run.evaluation is not None:
         rows, notes = family_rows(run.evaluation)
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent),
-        autoescape=True,  # Questions and predictions are data, never markup.
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters["percent"] = lambda share: f"{100 * share:.1f}"
+    templates = environment(Path(__file__).parent)
+    templates.filters["percent"] = lambda share: f"{100 * share:.1f}"
     samples = run.samples or ()
-    page = environment.get_template("run.html.jinja").render(
+    page = templates.get_template("run.html.jinja").render(
         name=run.folder.resolve().name,
         description=describe(run),
         missing=run.missing,
@@ -77,8 +61,8 @@ def write_report(run_dir: str | Path) -> Path:
         loose_samples=tuple(s for s in samples if s.image is None),
         num_samples=len(samples),
         num_right=sum(s.correct for s in samples),
-        settings=tuple(flatten(run.config or {})),
-        manifest=tuple(flatten(run.manifest or {})),
+        settings=tuple(flatten(run.config or {}, text=str)),
+        manifest=tuple(flatten(run.manifest or {}, text=str)),
     )
     path = run.folder / "report.html"
     path.write_text(page, encoding="utf-8")
@@ -131,7 +115,7 @@ def sample_cards(run: Run) -> Iterator[Card]:
             pages.setdefault(sample.image, []).append(sample)
     for image_path, samples in pages.items():
         path = run.folder / image_path
-        image = _data_uri(path) if path.exists() else None
+        image = data_uri(path) if path.exists() else None
         yield Card(image, image_path, tuple(samples))
 
 
@@ -189,19 +173,6 @@ def find(config: dict[str, Any], name: str) -> Any:
     return None
 
 
-def flatten(table: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
-    """(dotted name, value as text) of every leaf of a nested dict, in order.
-
-    >>> list(flatten({"fusion": {"width": 64}, "seed": 0}))
-    [('fusion.width', '64'), ('seed', '0')]
-    """
-    for name, value in table.items():
-        if isinstance(value, dict) and value:
-            yield from flatten(value, f"{prefix}{name}.")
-        else:
-            yield f"{prefix}{name}", str(value)
-
-
 def duration(seconds: float | int) -> str:
     """A time span in its two largest units: "48.3 s", "4 min 12 s", "10 h 5 min"."""
     if seconds < 60:
@@ -229,13 +200,3 @@ def _device_name(device: Any) -> str:
 
 def _capital(text: str) -> str:
     return text[:1].upper() + text[1:]
-
-
-def _data_uri(path: Path) -> str:
-    kind = _IMAGE_TYPES.get(path.suffix.lower())
-    if kind is None:
-        raise ValueError(
-            f"image {str(path)!r} ends in {path.suffix!r}, expected one of "
-            f"{', '.join(_IMAGE_TYPES)}: save the sample page as PNG."
-        )
-    return f"data:{kind};base64,{base64.b64encode(path.read_bytes()).decode('ascii')}"

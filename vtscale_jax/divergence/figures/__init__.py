@@ -22,12 +22,12 @@ from vtscale_jax.divergence.figures.measured_figures import (
     draw_measures,
     draw_within,
 )
-from vtscale_jax.divergence.figures.style import save
 from vtscale_jax.divergence.figures.theory_figures import (
     draw_bound_examples,
     draw_exponents,
 )
 from vtscale_jax.divergence.result import LEAST_COUNT, Result
+from vtscale_jax.report.drawing import save
 
 
 def draw_all(

@@ -13,6 +13,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
 from vtscale_jax.divergence.figures.panels import (
+    EMPTY,
     POSITIONS,
     draw_mean,
     draw_values,
@@ -22,7 +23,11 @@ from vtscale_jax.divergence.figures.panels import (
     panels,
     show_positions,
 )
-from vtscale_jax.divergence.figures.style import (
+from vtscale_jax.divergence.first_version import delta_bound
+from vtscale_jax.divergence.result import LEAST_COUNT, Result
+from vtscale_jax.divergence.summary import spread_of
+from vtscale_jax.divergence.theory import n_balance
+from vtscale_jax.report.drawing import (
     BLUE,
     COLUMN,
     GREEN,
@@ -41,10 +46,6 @@ from vtscale_jax.divergence.figures.style import (
     shared_legend,
     styled_legend,
 )
-from vtscale_jax.divergence.first_version import delta_bound
-from vtscale_jax.divergence.result import LEAST_COUNT, Result
-from vtscale_jax.divergence.summary import spread_of
-from vtscale_jax.divergence.theory import n_balance
 
 _MEASURED = "$E[D(n)]$, 95 % band"
 _MEAN = Look(BLUE)
@@ -116,7 +117,7 @@ def draw_balance(results: Sequence[Result], *, least: int = LEAST_COUNT) -> Figu
     log_axis(ax, "x")
     log_axis(ax, "y")
     ax.set_xlim(1, n[1])
-    finish(ax, x=POSITIONS, y=r"$n_\mathrm{balance}(n)$")
+    finish(ax, x=POSITIONS, y=r"$n_\mathrm{balance}(n)$", empty=EMPTY)
     # Names are text: no label of this legend may be read as markup.
     note(ax, r"sublinear: $\sqrt{n}$", 0.03, 0.60, ha="left", va="center")
     note(ax, r"linear: $n$", 0.97, 0.04, ha="right", va="bottom")

@@ -19,7 +19,8 @@ from vtscale_jax.divergence.figures.panels import (
     panels,
     show_positions,
 )
-from vtscale_jax.divergence.figures.style import (
+from vtscale_jax.divergence.result import LEAST_COUNT, Result
+from vtscale_jax.report.drawing import (
     BLUE,
     GREEN,
     GREY,
@@ -30,7 +31,6 @@ from vtscale_jax.divergence.figures.style import (
     Look,
     shared_legend,
 )
-from vtscale_jax.divergence.result import LEAST_COUNT, Result
 
 _LOOKS = {
     "psi_cross_aa": (r"$\psi_\mathrm{cross}^{AA}$", Look(BLUE, "--")),

@@ -2,27 +2,30 @@
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float, Int
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
-from vtscale_jax.divergence.figures.style import (
+from vtscale_jax.divergence.result import LEAST_COUNT, Result
+from vtscale_jax.report.drawing import (
     COLUMN,
+    LIGHT,
     PAGE,
     STEPS,
     Look,
     count_ticks,
-    draw_curve,
     finish,
     fitting,
     new_figure,
 )
-from vtscale_jax.divergence.result import LEAST_COUNT, Result
 
 POSITIONS = "number of tokens $n$"
+EMPTY = "no pair is long enough"  # what stands in a panel without data
 
 
 def num_columns(num_panels: int) -> int:
@@ -58,12 +61,13 @@ def panels(
 def finish_panel(
     ax: Axes, place: int, num: int, *, x: str = "", y: str = "", title: str = ""
 ) -> None:
-    """`style.finish`, with the labels of x and y only on the outer panels of a grid."""
+    """Finishes a panel of a grid: only outer ones have labels of x and y."""
     lowest = place + num_columns(num) >= num
     leftmost = place % num_columns(num) == 0
     if ax.has_data():
         ax.yaxis.set_major_locator(MaxNLocator(5, min_n_ticks=3, steps=STEPS))
-    finish(ax, x=x if lowest else "", y=y if leftmost else "", title=title)
+    labels = {"x": x if lowest else "", "y": y if leftmost else ""}
+    finish(ax, **labels, title=title, empty=EMPTY)
 
 
 def show_positions(ax: Axes, result: Result, least: int = LEAST_COUNT) -> None:
@@ -120,3 +124,45 @@ def draw_values(
         band=None if band is None else (band[0][:end], band[1][:end]),
         least=least,
     )
+
+
+def draw_curve(
+    ax: Axes,
+    values: Float[np.ndarray, " N"],
+    counts: Int[np.ndarray, " N"],
+    style: Look,
+    *,
+    label: str,
+    band: tuple[Float[np.ndarray, " N"], Float[np.ndarray, " N"]] | None = None,
+    least: int = LEAST_COUNT,
+) -> Line2D:
+    """A curve over n = 1…N, firm where `counts` reaches `least` and lighter below.
+
+    What is NaN is not drawn. `band` is a lower and an upper curve, shaded. A curve of
+    one point is a dot with a bar. Returns the firm line, which has the label; its data
+    are NaN where it is not firm.
+    """
+    n = np.arange(1, len(values) + 1)
+    firm = counts >= least
+    # A point of the firm part begins the light one: no gap between them.
+    light = (counts > 0) & (~firm | np.append(~firm[1:], False))
+    for part, alpha in ((firm, 1.0), (light, LIGHT)):
+        if band is not None and part.any():
+            low, high = (np.where(part, edge, np.nan) for edge in band)
+            shade = 0.22 * alpha
+            ax.fill_between(n, low, high, color=style.color, alpha=shade, linewidth=0)
+    line: dict[str, Any] = {
+        "color": style.color,
+        "linestyle": style.dashes,
+        "linewidth": style.width,
+    }
+    known = np.flatnonzero(np.isfinite(values))
+    if len(known) == 1:
+        line |= {"marker": "o", "markersize": 3}
+        if band is not None:
+            low, high = (edge[known] for edge in band)
+            ax.vlines(n[known], low, high, color=style.color, linewidth=style.width)
+    if (light & ~firm).any():
+        faint = np.where(light, values, np.nan)
+        ax.plot(n, faint, **line, alpha=LIGHT, label=f"_{label}")
+    return ax.plot(n, np.where(firm, values, np.nan), **line, label=label)[0]

@@ -6,7 +6,13 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from vtscale_jax.divergence.figures.style import (
+from vtscale_jax.divergence.theory import (
+    bound_limit,
+    constant_exponent,
+    constant_spread,
+    n_balance,
+)
+from vtscale_jax.report.drawing import (
     BLUE,
     COLUMN,
     GREY,
@@ -23,12 +29,6 @@ from vtscale_jax.divergence.figures.style import (
     look,
     new_figure,
     note,
-)
-from vtscale_jax.divergence.theory import (
-    bound_limit,
-    constant_exponent,
-    constant_spread,
-    n_balance,
 )
 
 POSITIONS = "number of tokens $n$"

@@ -1,4 +1,4 @@
-"""How the figures look: palette, sizes of a paper's columns, axes, files.
+"""How the figures of the ribs look: palette, sizes of a paper's columns, axes, files.
 
 matplotlib's object interface only: no pyplot, so no figure registry and no display.
 Sizes are those of print: a figure is put into a column without scaling, so that no
@@ -10,17 +10,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import matplotlib
-import numpy as np
-from jaxtyping import Float, Int
 from matplotlib import font_manager
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
-from matplotlib.lines import Line2D
 from matplotlib.text import Text
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
-
-from vtscale_jax.divergence.result import LEAST_COUNT
 
 # Okabe and Ito's palette: told apart in all common forms of colour blindness. Series
 # also differ in line style or hatch, for print in grey.
@@ -32,7 +27,7 @@ DASHES: tuple[Any, ...] = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)))
 COLUMN, PAGE = 3.3, 6.8  # inches: one column of a paper, and both
 SMALL, TEXT = 7, 8  # points
 STEPS = (1, 2, 2.5, 5, 10)  # between numbers on an axis
-_LIGHT = 0.35
+LIGHT = 0.35  # opacity of what few data decide
 
 
 class Look(NamedTuple):
@@ -54,8 +49,15 @@ def new_figure(width: float, height: float) -> Figure:
     return Figure(figsize=(width, height), layout=layout, facecolor="white")
 
 
-def finish(ax: Axes, *, x: str = "", y: str = "", title: str = "") -> None:
-    """Labels, grid and ticks of the house; says so when there is nothing to see.
+def finish(
+    ax: Axes,
+    *,
+    x: str = "",
+    y: str = "",
+    title: str = "",
+    empty: str = "nothing to show",
+) -> None:
+    """Labels, grid and ticks of the house; where no data were drawn, `empty` says so.
 
     The title is text, never markup: a `$` in a model's name stays a `$`.
     """
@@ -70,8 +72,7 @@ def finish(ax: Axes, *, x: str = "", y: str = "", title: str = "") -> None:
         ax.set_title(title, fontsize=TEXT, color=INK, pad=4, parse_math=False)
     if not ax.has_data():
         ax.set(xticks=[], yticks=[])
-        words = "no pair is long enough"
-        ax.text(0.5, 0.5, words, transform=ax.transAxes, ha="center", fontsize=SMALL)
+        ax.text(0.5, 0.5, empty, transform=ax.transAxes, ha="center", fontsize=SMALL)
 
 
 def count_ticks(ax: Axes) -> None:
@@ -86,48 +87,6 @@ def log_axis(ax: Axes, which: str) -> None:
     axis = ax.xaxis if which == "x" else ax.yaxis
     axis.set_major_locator(LogLocator(numticks=7))
     axis.set_minor_formatter(NullFormatter())
-
-
-def draw_curve(
-    ax: Axes,
-    values: Float[np.ndarray, " N"],
-    counts: Int[np.ndarray, " N"],
-    style: Look,
-    *,
-    label: str,
-    band: tuple[Float[np.ndarray, " N"], Float[np.ndarray, " N"]] | None = None,
-    least: int = LEAST_COUNT,
-) -> Line2D:
-    """A curve over n = 1…N, firm where `counts` reaches `least` and lighter below.
-
-    What is NaN is not drawn. `band` is a lower and an upper curve, shaded. A curve of
-    one point is a dot with a bar. Returns the firm line, which has the label; its data
-    are NaN where it is not firm.
-    """
-    n = np.arange(1, len(values) + 1)
-    firm = counts >= least
-    # A point of the firm part begins the light one: no gap between them.
-    light = (counts > 0) & (~firm | np.append(~firm[1:], False))
-    for part, alpha in ((firm, 1.0), (light, _LIGHT)):
-        if band is not None and part.any():
-            low, high = (np.where(part, edge, np.nan) for edge in band)
-            shade = 0.22 * alpha
-            ax.fill_between(n, low, high, color=style.color, alpha=shade, linewidth=0)
-    line: dict[str, Any] = {
-        "color": style.color,
-        "linestyle": style.dashes,
-        "linewidth": style.width,
-    }
-    known = np.flatnonzero(np.isfinite(values))
-    if len(known) == 1:
-        line |= {"marker": "o", "markersize": 3}
-        if band is not None:
-            low, high = (edge[known] for edge in band)
-            ax.vlines(n[known], low, high, color=style.color, linewidth=style.width)
-    if (light & ~firm).any():
-        faint = np.where(light, values, np.nan)
-        ax.plot(n, faint, **line, alpha=_LIGHT, label=f"_{label}")
-    return ax.plot(n, np.where(firm, values, np.nan), **line, label=label)[0]
 
 
 def shared_legend(
