@@ -4,10 +4,12 @@
     configs/m16.py:stage=finetune       stage 2 from scratch
     configs/m256.py:paper,stage=align   the paper's stage 1
     configs/m64.py:inputs=vq            without the question in the fusion input
+    configs/base.py:m=4,inputs=vq       any other M
 
 Any field can be overridden: --config.data.batch_size=8.
 """
 
+import re
 from collections.abc import Callable
 
 from ml_collections import ConfigDict, config_dict
@@ -16,6 +18,20 @@ from configs import presets
 
 STAGES = ("align", "finetune", "adapt")
 INPUTS = ("vqq", "vq")
+
+
+def get_config(arg: str = "") -> ConfigDict:
+    """The config of any M, which `arg` gives beside the other choices: m=4,paper."""
+    words = [word for word in arg.split(",") if word]
+    given = [word.removeprefix("m=") for word in words if word.startswith("m=")]
+    if len(given) != 1 or not re.fullmatch("[1-9][0-9]*", given[0]):
+        said = "no m=" if not given else ", ".join(f"m={text}" for text in given)
+        raise ValueError(
+            f"config argument {arg!r} has {said}, expected one whole number of at "
+            "least 1, the queries: configs/base.py:m=4,embedded"
+        )
+    others = [word for word in words if not word.startswith("m=")]
+    return with_queries(int(given[0]))(",".join(others))
 
 
 def with_queries(num_queries: int) -> Callable[[str], ConfigDict]:
@@ -77,6 +93,7 @@ def _parse(arg: str) -> tuple[str, str, str]:
             raise ValueError(
                 f"config argument {word!r} is unknown; expected a preset "
                 f"{tuple(presets.PRESETS)}, stage= one of {STAGES}, or inputs= one of "
-                f"{INPUTS}, joined by commas: configs/m256.py:paper,stage=align"
+                f"{INPUTS}, joined by commas: configs/m256.py:paper,stage=align "
+                "(m= goes with configs/base.py)"
             )
     return preset, stage, inputs

@@ -73,12 +73,14 @@ def _optim(**values) -> dict:
 
 def _run(log_every: int, eval_every: int, questions: int, save_every: int) -> dict:
     """How often to log, evaluate and save, in steps; `questions` per family in the
-    final evaluation, a sixteenth of them while training."""
+    final evaluation, a sixteenth of them while training, and whether they are asked
+    about a blank page too."""
     return {
         "log": {"every": log_every},
         "eval": {
             "every": eval_every,
             "questions": questions,
+            "blank": True,
             "batch_size": 64,
             "max_new_tokens": 24,
         },

@@ -14,8 +14,10 @@ import re
 import pytest
 
 from configs.base import INPUTS, STAGES
+from configs.base import get_config as any_config
 from configs.presets import PRESETS
-from vtscale_jax import paths, settings
+from vtscale_jax import config_files, paths, settings
+from vtscale_jax.config_files import config_file
 from vtscale_jax.optim import make_optimizer
 from vtscale_jax.stages import get_stage, parameter_shapes
 
@@ -110,6 +112,31 @@ def test_names_tell_runs_apart():
         for inputs in INPUTS
     }
     assert len(names) == len(QUERIES) * len(PRESETS) * len(STAGES) * len(INPUTS)
+
+
+def test_any_other_m_has_the_same_config(repo_dir):
+    assert any_config("m=16").to_dict() == load(16).to_dict()
+    assert any_config("inputs=vq,m=4,smol").name == "m4-smol-vq"
+    ours, base = any_config("m=4,stage=finetune"), load(8, "stage=finetune")
+    assert ours.num_queries == 4 and ours.query_schedule[-1][1] == 4
+    differ = {name for name, value in base.items() if ours[name] != value}
+    assert differ == {"num_queries", "name", "query_schedule", "weights"}
+    files = {path.stem for path in (repo_dir / "configs").glob("m*.py")}
+    assert files == {f"m{number}" for number in config_files.QUERIES}
+    # What commands are printed with is what there is.
+    for number in (4, 16):
+        file, _, arg = config_file(number, "smol", "inputs=vq").partition(":")
+        module = importlib.import_module(file.removesuffix(".py").replace("/", "."))
+        assert module.get_config(arg).name == f"m{number}-smol-vq"
+    assert config_file(8) == "configs/m8.py" and config_file(9) == "configs/base.py:m=9"
+
+
+@pytest.mark.parametrize("arg", ["", "smol", "m=0", "m=-1", "m=x", "m=4,m=8", "m=04"])
+def test_any_m_must_be_one_whole_number(arg):
+    with pytest.raises(ValueError, match="expected one whole number of at least 1"):
+        any_config(arg)
+    with pytest.raises(ValueError, match="m= goes with configs/base.py"):
+        load(8, "m=4")
 
 
 def test_unknown_arguments_and_keys_are_errors():

@@ -66,7 +66,10 @@ class Evaluator:
         records = family_questions(config, number, "final")
         answerer = self.answerer(config.num_queries)
         said = answerer.answer(params, records, title="evaluation")
-        blank = answerer.answer(params, blanked(records, config), title="blank pages")
+        blank = None
+        if config.eval.blank:
+            empty = blanked(records, config)
+            blank = answerer.answer(params, empty, title="blank pages")
         rows = sample_rows(records, said, blank)
         if folder.writes:
             _save_pages(records, rows, folder.path, number)

@@ -4,6 +4,8 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
+from vtscale_jax.config_files import config_file
+
 
 def ask_it(config: ConfigDict, workdir: Path) -> list[str]:
     """The command that asks the model about one of its sample pages."""
@@ -21,7 +23,7 @@ def next_stage(config: ConfigDict, workdir: Path) -> str:
         words = [config.preset]
         words += [f"stage={stage}"] if stage != "adapt" else []
         words += [f"inputs={config.inputs}"] if config.inputs != "vqq" else []
-        file = f"configs/m{num_queries}.py:{','.join(words)}"
+        file = config_file(num_queries, *words)
         line = f"Next:    python -m vtscale_jax.train --config {file}"
         if init_from != "embedded":
             line += f" --config.weights.init_from={init_from}"

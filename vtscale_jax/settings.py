@@ -11,6 +11,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from vtscale_jax.config_files import config_file
 from vtscale_jax.fusion import FusionConfig
 from vtscale_jax.layers import BlockConfig
 from vtscale_jax.llm import LLMConfig
@@ -135,8 +136,8 @@ def check(config: ConfigDict) -> None:
         raise ValueError(
             f"preset and stage are {config.preset!r} and {config.stage!r}, but the "
             f"other fields were set for {made_for}: name them with the config file, "
-            f"--config configs/m{config.num_queries}.py:{config.preset},"
-            f"stage={config.stage}"
+            "--config "
+            + config_file(config.num_queries, config.preset, f"stage={config.stage}")
         )
     least = {
         "log.every": 1,

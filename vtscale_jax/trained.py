@@ -1,4 +1,4 @@
-"""A finished run as a model that answers: what `ask` opens."""
+"""A finished run as a model that answers: what `ask` and `heldout` open."""
 
 import dataclasses
 from pathlib import Path
@@ -9,7 +9,8 @@ from ml_collections import ConfigDict
 from transformers import PreTrainedTokenizerBase
 
 from vtscale_jax import settings
-from vtscale_jax.assemble import assemble, prompts_encoding
+from vtscale_jax.assemble import Parts, assemble, prompts_encoding
+from vtscale_jax.config_files import config_file
 from vtscale_jax.llm import quantize, unstack
 from vtscale_jax.loader import Encoding
 from vtscale_jax.run_folder import RunFolder
@@ -54,44 +55,12 @@ def open_trained(
     finished run, stage align (which has nothing to answer with), a larger M, and a
     frozen LLM that is not the one the run was trained with.
     """
-    config = _config(folder)
-    trained_for = config.num_queries
-    if num_queries is not None and not 1 <= num_queries <= trained_for:
-        raise RunError(
-            f"--num_queries is {num_queries}, but {folder} has learnt {trained_for} "
-            f"queries: choose 1 to {trained_for}, or train more: python -m "
-            f"vtscale_jax.train --config configs/m{num_queries}.py:{config.preset} "
-            f"--config.weights.init_from={folder}"
-        )
-    with config.unlocked():
-        config.num_queries = num_queries or trained_for
-        if num_followup_queries is not None:
-            config.num_followup_queries = num_followup_queries
-        elif config.num_followup_queries is not None:
-            # The run's own, unless fewer are asked for of the first question.
-            config.num_followup_queries = min(
-                config.num_followup_queries, config.num_queries
-            )
-        config.weights.init_from = str(folder)
+    config = run_config(
+        folder, num_queries=num_queries, num_followup_queries=num_followup_queries
+    )
     dtypes = settings.resolve_dtypes(config, jax.default_backend())
     model = settings.model_config(config, dtypes.compute)
-    try:
-        parts = assemble(config, model.vision)
-        # A finetuned run is as whole as an adapted one: all of it is taken as it is.
-        params, found = starting.starting_params(
-            get_stage("adapt"),
-            model,
-            config.weights.to_dict(),
-            config.seed,
-            llm_dtype=dtypes.llm_params,
-        )
-    except PretrainedError as error:
-        raise RunError(
-            f"--run {folder} needs models that it does not hold: {error}\nWhere one "
-            f"has moved, set its place under weights in {folder / 'config.json'}"
-        ) from error
-    if "llm" in found:  # a fresh one is drawn again from the run's seed
-        check_llm(folder, found["llm"].sha256)
+    parts, params = read_run(folder, config, model, llm_dtype=dtypes.llm_params)
     llm = params.pop("llm")  # held by nobody else: its tensors are let go one by one
     llm = jax.tree.map(lambda leaf: leaf.astype(dtypes.llm_params), llm)
     llm = unstack(quantize(llm) if int8 else llm)
@@ -108,6 +77,69 @@ def open_trained(
         prompts_encoding(parts),
         parts.layout(config.num_queries),
     )
+
+
+def run_config(
+    folder: Path,
+    *,
+    num_queries: int | None = None,
+    num_followup_queries: int | None = None,
+) -> ConfigDict:
+    """The config of the run in `folder`, for M = `num_queries` and N, starting from its
+    own weights; RunError as of `open_trained`."""
+    config = _config(folder)
+    trained_for = config.num_queries
+    if num_queries is not None and not 1 <= num_queries <= trained_for:
+        raise RunError(
+            f"--num_queries is {num_queries}, but {folder} has learnt {trained_for} "
+            f"queries: choose 1 to {trained_for}, or train more: python -m "
+            "vtscale_jax.train --config "
+            f"{config_file(max(1, num_queries), config.preset)} "
+            f"--config.weights.init_from={folder}"
+        )
+    with config.unlocked():
+        config.num_queries = num_queries or trained_for
+        if num_followup_queries is not None:
+            config.num_followup_queries = num_followup_queries
+        elif config.num_followup_queries is not None:
+            # The run's own, unless fewer are asked for of the first question.
+            config.num_followup_queries = min(
+                config.num_followup_queries, config.num_queries
+            )
+        config.weights.init_from = str(folder)
+    return config
+
+
+def read_run(
+    folder: Path,
+    config: ConfigDict,
+    model: ModelConfig,
+    *,
+    llm_dtype: str,
+    llm_shardings: dict | None = None,
+) -> tuple[Parts, dict[str, Any]]:
+    """Tokenizers and parameters of a run, as `starting.starting_params` returns them;
+    `config` is from `run_config`. RunError where a model that the run needs is missing,
+    or is another one."""
+    try:
+        parts = assemble(config, model.vision)
+        # A finetuned run is as whole as an adapted one: all of it is taken as it is.
+        params, found = starting.starting_params(
+            get_stage("adapt"),
+            model,
+            config.weights.to_dict(),
+            config.seed,
+            llm_dtype=llm_dtype,
+            llm_shardings=llm_shardings,
+        )
+    except PretrainedError as error:
+        raise RunError(
+            f"--run {folder} needs models that it does not hold: {error}\nWhere one "
+            f"has moved, set its place under weights in {folder / 'config.json'}"
+        ) from error
+    if "llm" in found:  # a fresh one is drawn again from the run's seed
+        check_llm(folder, found["llm"].sha256)
+    return parts, params
 
 
 def _config(folder: Path) -> ConfigDict:
@@ -131,7 +163,7 @@ def _config(folder: Path) -> ConfigDict:
         raise RunError(
             f"--run {folder} is of stage align, which has no language model to answer "
             "with: run stage finetune from it first (python -m vtscale_jax.train "
-            f"--config configs/m{config.num_queries}.py:{config.preset},stage=finetune "
+            f"--config {config_file(config.num_queries, config.preset)},stage=finetune "
             f"--config.weights.init_from={folder})"
         )
     if not (folder / starting.RUN_WEIGHTS).is_file():

@@ -119,14 +119,15 @@ def _row(prefix: str, right: list[bool]) -> dict[str, int | float]:
 def sample_rows(
     records: Sequence[Record],
     predictions: Sequence[Answer],
-    blank_predictions: Sequence[Answer],
+    blank_predictions: Sequence[Answer] | None = None,
 ) -> list[dict[str, Any]]:
     """One row per question for `samples.jsonl`, flagged when the answer is empty or was
-    cut before its end."""
+    cut before its end; `blank_prediction` where blank pages were asked about."""
+    blanks = [{}] * len(records)
+    if blank_predictions is not None:
+        blanks = [{"blank_prediction": blank.text} for blank in blank_predictions]
     rows = []
-    for record, said, blank in zip(
-        records, predictions, blank_predictions, strict=True
-    ):
+    for record, said, blank in zip(records, predictions, blanks, strict=True):
         turn = record.turns[-1]
         flags = ["empty"] * (not said.text) + ["truncated"] * (not said.ended)
         rows.append(
@@ -137,7 +138,7 @@ def sample_rows(
                 "answer": turn.answer,
                 "prediction": said.text,
                 "correct": is_correct(said.text, turn.answer),
-                "blank_prediction": blank.text,
+                **blank,
                 "flags": flags,
                 "image": None,
             }
