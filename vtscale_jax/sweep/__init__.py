@@ -1,0 +1,1 @@
+"""Adapts a base to every M, evaluates each, fits, draws and reports."""
