@@ -27,7 +27,7 @@ from tqdm import tqdm
 from vtscale_jax.scaling import laws
 from vtscale_jax.scaling.comparison import aicc
 from vtscale_jax.scaling.intervals import budget_scores, percentiles, refit
-from vtscale_jax.scaling.law_fits import Points, explained, fit_law, points
+from vtscale_jax.scaling.law_fits import Points, explained_by_items, fit_law, points
 from vtscale_jax.scaling.noise import noise_of
 from vtscale_jax.scaling.scores import Series
 
@@ -101,13 +101,12 @@ def study(truth: Truth, kind: str, draws: int, replicates: int, seed: int) -> di
         }
         chosen[min(values, key=values.__getitem__)] += 1
         law, fit = best[truth.law.name]
-        loss = float(fit.loss[0])
         found, _ = fit_law(
             law,
             given,
             fit,
             M.astype(float),
-            fits_items=explained(given.noise, loss, len(M), law.num_parameters),
+            fits_items=explained_by_items(law, given, fit),
             dispersion=1.0,
             cut=None,
             replicates=replicates,

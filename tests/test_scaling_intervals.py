@@ -293,27 +293,43 @@ def test_items_have_an_interval_where_budgets_have_none():
     assert found.interval("alpha").high < 0
 
 
-def test_scores_without_any_error_have_no_end():
-    flat = Series("", "x", M, np.full(len(M), 50.0))
-    found = fit_series(flat, FEW)[0]
-    assert found.fits["constant"].interval("c").high == np.inf
-    alpha = found.fits["power"].interval("alpha")
-    assert (alpha.low, alpha.high) == (-np.inf, np.inf)
-    assert "no end to the interval of c, α" in found.fits["power"].problems
-
-
-def test_main_is_over_budgets_when_items_explain_too_little():
+def test_both_are_joined_when_items_explain_too_little():
     n = np.full(len(M), 4000)
     share = 0.3 * M**0.1
     wild = share * np.exp(0.15 * np.sin(5 * X))
     found, calm = (
         fit_one(Series("", "x", M, 100 * score, 100.0, n)) for score in (wild, share)
     )
-    assert found.main == "budgets" and calm.main == "items"
-    assert set(found.intervals) == set(calm.intervals) == {"items", "budgets"}
+    assert found.main == "both" and calm.main == "items"
+    assert set(calm.intervals) == {"items", "budgets"}
     ends = found.intervals
     assert width(ends["budgets"]["alpha"]) > 3 * width(ends["items"]["alpha"])
-    assert found.interval("alpha") == ends["budgets"]["alpha"]
+    joined, alpha = ends["both"]["alpha"], found.estimates["alpha"]
+    assert found.interval("alpha") == joined
+    for end in ("low", "high"):
+        parts = [getattr(ends[k]["alpha"], end) - alpha for k in ("items", "budgets")]
+        assert abs(getattr(joined, end) - alpha) == pytest.approx(np.hypot(*parts))
+    # c is above 0: its errors are added as those of its logarithm.
+    parts = [np.log(ends[k]["c"].low / found.estimates["c"]) for k in ends if k != "both"]
+    low = np.log(ends["both"]["c"].low / found.estimates["c"])
+    assert low == pytest.approx(-np.hypot(*parts))
+
+
+def test_a_law_through_all_scores_has_its_value_for_an_interval():
+    exact = fit_one(Series("", "x", M, 5.0 * M**0.25))
+    assert exact.identified
+    np.testing.assert_allclose(exact.interval("alpha"), -0.25, rtol=1e-9)
+    flat = fit_one(Series("", "x", M, np.full(len(M), 5.0)))
+    assert flat.problems == ("α cannot be told from 0",)
+
+
+def test_intervals_stay_in_the_range_that_is_searched():
+    # Flat from the second M on: m0 is at its lowest.
+    score = np.array([20.0, *[60.0 + 0.1 * i for i in range(len(M) - 1)]])
+    series = Series("", "x", M, score)
+    m0 = fit_one(series, law=LAWS["shifted"]).interval("m0")
+    assert m0.low >= -1 and np.isfinite(m0.high)
+    assert fit_one(series, law=LAWS["theory"]).interval("n_balance").low >= 0.0199
 
 
 def test_shared_questions_leave_less_to_hide_trainings_in():

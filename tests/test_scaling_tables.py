@@ -265,6 +265,15 @@ def test_what_some_m_lack_is_dropped_with_a_note(field):
     assert getattr(scores.of("a", ""), other) is not None
 
 
+def test_a_standard_error_of_0_is_not_used():
+    scores = read(FULL.replace("0.25", "0"))
+    assert scores.of("a", "").stderr is None
+    assert scores.of("a", "").n_items is not None
+    assert scores.notes == (
+        "a: stderr is not used, as it is 0 at M = 2: no score is without error",
+    )
+
+
 def test_n_items_and_stderr_follow_their_m():
     series = read(
         "n_l,metric,score,n_items,stderr\n8,a,2,30,0.3\n1,a,1,10,0.1\n2,a,1,20,0.2\n"

@@ -72,8 +72,6 @@ def _fit(options: argparse.Namespace) -> None:
         )
     for note in analysis.scores.notes:
         print(f"note: {note}")
-    if any(one.errors == "log" for one in analysis.fits):
-        print("intervals are over budgets (M) where nothing is known of items")
 
 
 def _figures(options: argparse.Namespace) -> None:
@@ -193,7 +191,7 @@ def _checks(options: argparse.Namespace, scores: Any) -> list[Any]:
     from vtscale_jax.scaling.theory_check import check
 
     return [
-        check(series, upsilon, name, cut=options.cut)
+        check(series, upsilon, name, cut=options.cut, huber=options.huber)
         for name, upsilon in _upsilons(options).items()
         for series in scores.series
     ]

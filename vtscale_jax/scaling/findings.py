@@ -12,6 +12,7 @@ from vtscale_jax.scaling.theory_check import Check
 Tone = Literal["good", "bad", "plain"]
 NAMED = 4  # of many metrics, so many are named
 STEEP = 3
+AS_GOOD, RULED_OUT = 2, 10  # differences of AICc
 # The paper's kinds of inputs.
 KINDS = {
     "vqq": "With the question in the fusion (vqq)",
@@ -133,6 +134,9 @@ def _chosen(fits: Sequence[SeriesFits]) -> Iterator[tuple[Tone, str]]:
         yield "plain", "There are too few M to compare laws by AICc."
         return
     power = len(by_law.pop("power", ()))
+    behind = [_power_aicc(one) for one in fits if one.chosen is not None]
+    ruled_out = sum(difference > RULED_OUT for difference in behind)
+    as_good = sum(difference <= AS_GOOD for difference in behind)
     ranked = sorted(by_law.items(), key=lambda item: -len(item[1]))
     others = ", ".join(
         f"{law} for {len(of)}" + (f" ({_listed(of)})" if len(of) <= NAMED else "")
@@ -141,8 +145,18 @@ def _chosen(fits: Sequence[SeriesFits]) -> Iterator[tuple[Tone, str]]:
     yield (
         "good" if 2 * power > number else "bad",
         f"AICc takes the power law for {power} of {number} metrics"
-        + (f"; {others}." if others else "."),
+        + (f"; {others}." if others else ".")
+        + f" It is as good as the best (ΔAICc ≤ {AS_GOOD}) for {as_good} and ruled out "
+        f"(> {RULED_OUT}) for {ruled_out}.",
     )
+
+
+def _power_aicc(one: SeriesFits) -> float:
+    """How much worse the AICc of the power law is than the best."""
+    law = "power_weighted" if "power_weighted" in one.fits else "power"
+    if law not in one.fits or one.chosen not in one.fits:
+        return float("nan")
+    return one.fits[law].aicc - one.fits[one.chosen].aicc
 
 
 def _prediction(fits: Sequence[SeriesFits]) -> Iterator[tuple[Tone, str]]:

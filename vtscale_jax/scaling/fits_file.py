@@ -1,7 +1,8 @@
 """fits.json: every fit as plain numbers, for programs and for whoever asks later.
 
     {"fits": [{"inputs", "metric", "law", "errors", "formula", <parameters>,
-               "intervals": {"budgets": {<parameter>: [low, high]}, "items": …},
+               "intervals": {"budgets": {<parameter>: [low, high]}, "items": …,
+                             "both": …},
                "interval_over", "identified", "problems", "chosen", "aicc", "rms_log",
                "leave_one_out", "extrapolation", "m", …}],
      "last_value": […], "failed": […], "excluded": […], "notes": […], …}

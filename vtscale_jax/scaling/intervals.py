@@ -8,7 +8,8 @@ as ten of them tell.
 
 Over items, whose variance is known, intervals are percentiles. Over budgets they are
 studentised (bootstrap-t): the distance of each replicate's estimate in units of its own
-standard error. Percentiles are too narrow for ten points; how often either holds the
+standard error. Where the items do not explain what a law leaves, both are joined
+(`law_fits`). Percentiles are too narrow for ten points; how often either holds the
 truth is measured in benchmarks/scaling_coverage.py.
 """
 
@@ -137,7 +138,11 @@ def studentised(
     with np.errstate(invalid="ignore"):
         ends = values[0] - high * errors[0], values[0] - low * errors[0]
     known = usable & np.isfinite(errors[0])
-    return np.where(known, ends[0], -np.inf), np.where(known, ends[1], np.inf)
+    low_end = np.where(known, ends[0], -np.inf)
+    high_end = np.where(known, ends[1], np.inf)
+    # A law that goes through all scores leaves no error to speak of.
+    exact = errors[0] <= 1e-12 * np.maximum(np.abs(values[0]), 1.0)
+    return np.where(exact, values[0], low_end), np.where(exact, values[0], high_end)
 
 
 def _covariance(

@@ -76,33 +76,29 @@ def fit_law(
     variance of scores exceeds that of the items whatever the law."""
     series, noise, m = given.series, given.noise, given.m
     score, names = series.score, tuple(law.estimates(best.u))
-
-    def parameters(u: np.ndarray) -> np.ndarray:
-        found = law.estimates(u)
-        with np.errstate(divide="ignore", over="ignore"):
-            return np.stack(
-                [np.log(v) if k in law.positive else v for k, v in found.items()], 1
-            )
-
-    def plain(ends: np.ndarray) -> list[float]:
-        with np.errstate(over="ignore"):
-            return [
-                float(np.exp(v) if k in law.positive else v)
-                for k, v in zip(names, ends, strict=True)
-            ]
-
-    by_kind, bands, held = {}, {}, {}
-    sets = _resampled(law, given, best, replicates, rng)
-    for kind, resampled in sets.items():
+    ends, held = {}, {}
+    for kind, resampled in _resampled(law, given, best, replicates, rng).items():
         found = intervals.refit(law, m, score, resampled, noise, best)
         ends_of = intervals.percentiles if kind == "items" else intervals.studentised
-        low, high = (plain(ends) for ends in ends_of(parameters, found))
-        by_kind[kind] = {
-            name: Interval(*ends) for name, *ends in zip(names, low, high, strict=True)
-        }
-        bands[kind] = _band(law, found, grid, ends_of)
+        ends[kind] = ends_of(lambda u: _quantities(law, u, grid), found)
         held[kind] = found.held
-    main = _main(sets, fits_items)
+    main = "items" if fits_items or "budgets" not in ends else "budgets"
+    if main == "budgets" and "items" in ends:
+        main = "both"
+        ends[main] = _together(_quantities(law, best.u, grid)[0], *ends.values())
+        held[main] = np.maximum(*held.values())
+    main = main if main in ends else None
+    plain = {kind: _plain(law, grid, *both) for kind, both in ends.items()}
+    by_kind = {
+        kind: {
+            name: Interval(*_in_range(law, name, low[i], high[i]))
+            for i, name in enumerate(names)
+        }
+        for kind, (low, high) in plain.items()
+    }
+    band = (np.full(len(grid), np.nan),) * 2
+    if main is not None:
+        band = tuple(side[len(names) :] for side in plain[main])
     estimates = {name: float(v[0]) for name, v in law.estimates(best.u).items()}
     wrong = problems(
         law,
@@ -128,7 +124,7 @@ def fit_law(
         float(np.sqrt(np.mean(logs**2))) if logs.size else float("nan"),
         comparison.leave_one_out(law, m, score, noise, given.upper),
         extrapolation(law, given, cut),
-    ), bands.get(main or "", (np.full(len(grid), np.nan),) * 2)
+    ), (band[0], band[1])
 
 
 def extrapolation(law: Law, given: Points, cut: int | None) -> float:
@@ -210,17 +206,52 @@ def _resampled(
     return sets
 
 
-def _main(sets: dict[str, np.ndarray], fits_items: bool) -> str | None:
-    if "items" in sets and (fits_items or "budgets" not in sets):
-        return "items"
-    return "budgets" if "budgets" in sets else None
+def _quantities(
+    law: Law, u: Float[np.ndarray, "R p"], grid: Float[np.ndarray, " G"]
+) -> Float[np.ndarray, "R Q"]:
+    """The parameters and the curve over `grid`; logarithms of what is always above 0,
+    whose errors are nearer to normal."""
+    with np.errstate(divide="ignore", over="ignore"):
+        found = [
+            np.log(values) if name in law.positive else values
+            for name, values in law.estimates(u).items()
+        ]
+        curve = law.curve(u, grid)
+        return np.column_stack([*found, np.log(curve) if law.positive else curve])
 
 
-def _band(law: Law, found: intervals.Replicates, grid: np.ndarray, ends_of) -> Band:
-    """Pointwise 95 % band of the curve."""
-    curves = law.curve(found.u, grid)
-    if np.all(curves > 0):
-        low, high = ends_of(lambda u: np.log(law.curve(u, grid)), found)
-        with np.errstate(over="ignore"):
-            return np.exp(low), np.exp(high)
-    return ends_of(lambda u: law.curve(u, grid), found)
+def _plain(
+    law: Law,
+    grid: Float[np.ndarray, " G"],
+    low: Float[np.ndarray, " Q"],
+    high: Float[np.ndarray, " Q"],
+) -> tuple[Float[np.ndarray, " Q"], Float[np.ndarray, " Q"]]:
+    """Ends of the quantities, logarithms undone."""
+    names = list(law.estimates(np.zeros((1, law.num_parameters))))
+    logs = np.array(
+        [name in law.positive for name in names] + [bool(law.positive)] * len(grid)
+    )
+    with np.errstate(over="ignore"):
+        return np.where(logs, np.exp(low), low), np.where(logs, np.exp(high), high)
+
+
+def _together(
+    center: Float[np.ndarray, " Q"],
+    one: tuple[np.ndarray, np.ndarray],
+    other: tuple[np.ndarray, np.ndarray],
+) -> tuple[Float[np.ndarray, " Q"], Float[np.ndarray, " Q"]]:
+    """Ends for both sources of error at once: distances from the estimate add up as
+    independent errors do. Residuals do not show what moves all M together, as the same
+    questions do, and questions do not show what other trainings would change."""
+    with np.errstate(invalid="ignore"):
+        low = center - np.hypot(center - one[0], center - other[0])
+        high = center + np.hypot(one[1] - center, other[1] - center)
+    return low, high
+
+
+def _in_range(law: Law, name: str, low: float, high: float) -> tuple[float, float]:
+    """An interval held to the range in which its parameter is looked for."""
+    if name not in ("m0", "n_balance", "b") or not law.positive:
+        return float(low), float(high)
+    first, last = (law.estimates(u[None])[name][0] for u in np.array(law.limits).T)
+    return float(np.clip(low, first, last)), float(np.clip(high, first, last))

@@ -219,7 +219,8 @@ THEORY = Law(
     ("c", "n_balance"),
     "beta",
 )
-# The power law by the scores' own errors; `power` is always fitted as the paper does.
+# The power law by the scores' own errors; `power` is fitted as the paper does (unless
+# Huber's loss is asked for).
 WEIGHTED_POWER = POWER._replace(name="power_weighted")
 LAWS = {
     law.name: law for law in (CONSTANT, POWER, LOGARITHMIC, SATURATING, SHIFTED, THEORY)

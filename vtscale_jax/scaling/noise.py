@@ -136,14 +136,14 @@ def inner_share(
 
 
 def normal_noise(stderr: Float[np.ndarray, " K"], upper: float) -> Noise:
-    """Normal errors of known standard deviation."""
+    """Normal errors of known standard deviation. They may carry a score beyond the ends
+    of its scale, and a law may pass there too: predictions are held to the scale."""
 
     def residual(score: np.ndarray, fitted: np.ndarray) -> np.ndarray:
         return (score - fitted) / stderr
 
     def loss(score: np.ndarray, fitted: np.ndarray) -> np.ndarray:
-        inside = (fitted > 0) & (fitted < upper)
-        return np.where(inside, residual(score, fitted) ** 2, np.inf)
+        return residual(score, fitted) ** 2
 
     return Noise(
         "stderr",
@@ -156,11 +156,11 @@ def normal_noise(stderr: Float[np.ndarray, " K"], upper: float) -> Noise:
 
 
 def noise_of(series: Series, huber: float | None = None) -> Noise:
-    """The errors that a series tells of: those of its items where they are known, of
-    its standard errors, or else of logarithms."""
-    if huber is None and series.n_items is not None and series.upper is not None:
-        return item_noise(series.n_items.astype(float), series.upper)
-    if huber is None and series.stderr is not None and np.all(series.stderr > 0):
-        upper = np.inf if series.upper is None else series.upper
+    """The errors that a series tells of: its standard errors, or those of its items
+    (right or wrong), or else of logarithms. With Huber's loss always the last."""
+    upper = np.inf if series.upper is None else series.upper
+    if huber is None and series.stderr is not None:
         return normal_noise(series.stderr, upper)
+    if huber is None and series.n_items is not None and np.isfinite(upper):
+        return item_noise(series.n_items.astype(float), upper)
     return log_noise(huber)

@@ -216,6 +216,13 @@ def _series(
                 f"{bare.name}: {field} is not used, as it is missing at M = "
                 f"{', '.join(lacking)}"
             )
+    exact = [str(row.n_l) for row in rows if row.stderr == 0]
+    if exact:
+        notes.append(
+            f"{bare.name}: stderr is not used, as it is 0 at M = {', '.join(exact)}: "
+            "no score is without error"
+        )
+        rows = [row._replace(stderr=None) for row in rows]
     n_items = [row.n_items for row in rows if row.n_items is not None]
     stderr = [row.stderr for row in rows if row.stderr is not None]
     items = [row.items for row in rows if row.items is not None]

@@ -8,7 +8,7 @@ import numpy as np
 from vtscale_jax.scaling.findings import extrapolation_means, number
 from vtscale_jax.scaling.gains import Gains
 from vtscale_jax.scaling.result import LAST_VALUE, Analysis, Interval, SeriesFits
-from vtscale_jax.scaling.text_table import aicc_difference, parameters, share
+from vtscale_jax.scaling.text_table import OVER, aicc_difference, parameters, share
 from vtscale_jax.scaling.theory_check import MEASURED, Check
 
 
@@ -56,7 +56,7 @@ def power_law(analysis: Analysis, inputs: str) -> Table:
             rows.append((_word(one.series.metric), *[_word("–")] * 6, _word(why, True)))
             continue
         prime = found.estimates["c_prime"]
-        kind = {"items": "questions", "budgets": "M", None: "–"}[found.main]
+        kind = OVER[found.main]
         rows.append(
             (
                 _word(one.series.metric),
@@ -74,10 +74,10 @@ def power_law(analysis: Analysis, inputs: str) -> Table:
         f"power-{inputs}",
         f"The paper’s law S = c/M^α (Table 1){named}",
         "Fitted to log S by least squares, as the paper does. In brackets 95 % "
-        "intervals from resampling the M, or the questions where these are known and "
-        "explain all that the law leaves. c′ is that of the first version’s form, "
-        "(c′/M)^α, which is not defined near α = 0. The error is the root mean square "
-        "of log S about the law.",
+        "intervals from resampling the M, the questions where these are known and "
+        "explain all that the law leaves, or both where they do not. c′ is that of "
+        "the first version’s form, (c′/M)^α, which is not defined near α = 0. The "
+        "error is the root mean square of log S about the law.",
         ("metric", "M", "c", "α", "c′", "interval over", "error", "identified"),
         tuple(rows),
     )
@@ -207,8 +207,7 @@ def gain_table(found: Gains) -> Table:
 
 def check_table(checks: Sequence[Check]) -> Table:
     """The theory, with Υ as it was measured, beside laws that know nothing of it."""
-    done = [one for one in checks if one.errors]
-    laws = list(dict.fromkeys(name for one in done for name in one.errors))
+    laws = list(dict.fromkeys(name for one in checks for name in one.errors))
     rows = tuple(
         (
             _word(one.metric),
@@ -216,10 +215,10 @@ def check_table(checks: Sequence[Check]) -> Table:
             _word(one.source),
             _word(", ".join(map(str, one.predicted_m))),
             _value(one.beta, None, digits=3),
-            *(_share(one.errors[name]) for name in laws),
+            *(_share(one.errors.get(name, float("nan"))) for name in laws),
             _word(one.verdict, one.verdict == "fails"),
         )
-        for one in done
+        for one in checks
     )
     return Table(
         "theory",

@@ -23,7 +23,8 @@ class LawFit(NamedTuple):
 
     `estimates` are its parameters by name (and what follows from them), `intervals` the
     95 % intervals of each by what was resampled: "budgets" (the M), "items" (the
-    questions). `main` says which of them is to be believed; None: neither exists.
+    questions), "both" (their errors added). `main` says which of them is to be
+    believed; None: there is none.
     `problems` say why the law is not identified by these scores; none: it is. Errors
     are mean |predicted − score| / score: `leave_one_out` of each M from the others,
     `extrapolation` of the M above the cut from those up to it. NaN: not possible.

@@ -5,10 +5,15 @@ from collections.abc import Sequence
 import numpy as np
 
 from vtscale_jax.scaling.findings import extrapolation_means, number
-from vtscale_jax.scaling.identification import symbol
+from vtscale_jax.scaling.identification import symbol, told
 from vtscale_jax.scaling.result import LAST_VALUE, Analysis, LawFit, SeriesFits
 
-HEADS = ("metric", "law", "parameters (95 %)", "ΔAICc", "left out", "beyond", "")
+# What was drawn again for the interval that is shown.
+OVER = {"items": "questions", "budgets": "M", "both": "M and questions", None: "–"}
+HEADS = (
+    *("metric", "law", "parameters (95 %)", "ΔAICc", "left out", "beyond"),
+    *("interval over", ""),
+)
 
 
 def table(analysis: Analysis, laws: Sequence[str] | None = None) -> str:
@@ -27,7 +32,7 @@ def table(analysis: Analysis, laws: Sequence[str] | None = None) -> str:
 
 def parameters(found: LawFit) -> str:
     """Every parameter with its interval: "c 0.12 (0.11 to 0.13), α −0.3 (…)"."""
-    told = []
+    shown = []
     for name, value in found.estimates.items():
         if name == "c_prime":
             continue
@@ -35,8 +40,8 @@ def parameters(found: LawFit) -> str:
         interval = found.interval(name)
         if interval is not None:
             text += f" ({number(interval.low)} to {number(interval.high)})"
-        told.append(text)
-    return ", ".join(told)
+        shown.append(text)
+    return ", ".join(shown)
 
 
 def share(value: float) -> str:
@@ -64,14 +69,15 @@ def _rows(one: SeriesFits, laws: Sequence[str] | None) -> list[tuple[str, ...]]:
                 number(aicc_difference(one, name)),
                 share(found.leave_one_out),
                 share(found.extrapolation),
-                "" if found.identified else "not identified: " + found.problems[0],
+                OVER[found.main],
+                "" if found.identified else told(found.problems),
             )
         )
     for name, why in one.failed.items():
         if laws is None or name in laws:
-            rows.append((one.series.metric, name, "", "–", "–", "–", f"none: {why}"))
+            rows.append((one.series.metric, name, "", *"––––", f"none: {why}"))
     last = one.last_value_leave_one_out, one.last_value_extrapolation
-    rows.append((one.series.metric, LAST_VALUE, "", "–", *map(share, last), ""))
+    rows.append((one.series.metric, LAST_VALUE, "", "–", *map(share, last), "–", ""))
     return rows
 
 
@@ -81,9 +87,10 @@ def _means(fits: Sequence[SeriesFits]) -> list[str]:
         return []
     cuts = {one.cut for one in fits}
     cut = f"M ≤ {cuts.pop()}" if len(cuts) == 1 else "the smaller M"
-    told = ", ".join(f"{name} {error:.1%}" for name, (error, _) in means.items())
+    listed = ", ".join(f"{name} {error:.1%}" for name, (error, _) in means.items())
     number_of = means[LAST_VALUE][1]
-    return [f"fitted to {cut}, mean error beyond over {number_of} metrics: {told}"]
+    over = f" over {number_of} metrics" if number_of > 1 else ""
+    return [f"fitted to {cut}, mean error beyond{over}: {listed}"]
 
 
 def _columns(rows: Sequence[Sequence[str]]) -> list[str]:

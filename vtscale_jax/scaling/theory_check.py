@@ -52,16 +52,17 @@ def check(
     source: str,
     *,
     cut: int | None = None,
+    huber: float | None = None,
 ) -> Check:
     """The theory with Υ(n) of a divergence result, beside the other laws.
 
     `cut` is the largest M that is fitted; by default a quarter of the largest M of
-    which Υ is known.
+    which Υ is known. `huber` is the bend of Huber's loss, None for squares.
     """
     usable = (series.score > 0) & np.isin(series.m, list(upsilon))
     beyond = tuple(int(m) for m in series.m if m not in upsilon)
     not_positive = tuple(int(m) for m in series.m[series.score <= 0])
-    given = points(series, noise_of(series), usable)
+    given = points(series, noise_of(series, huber), usable)
     if cut is None:
         cut = comparison.default_cut(given.m) if usable.any() else None
     known = given.m <= (cut or 0)
