@@ -11,9 +11,9 @@ from vtscale_jax.scaling.findings import (
     number,
 )
 from vtscale_jax.scaling.gains import gains
-from vtscale_jax.scaling.result import Analysis
+from vtscale_jax.scaling.result import LAST_VALUE, Analysis
 from vtscale_jax.scaling.scores import Excluded, Scores
-from vtscale_jax.scaling.theory_check import Check
+from vtscale_jax.scaling.theory_check import MEASURED, Check
 
 
 def scores():
@@ -208,3 +208,44 @@ def test_numbers_are_written_for_people():
     assert number(float("nan")) == "–"
     assert (number(np.inf), number(-np.inf)) == ("∞", "−∞")
     assert number(1234.5, 5) == "1234.5"
+
+
+def test_scores_that_no_law_explains_are_said():
+    analysis = with_errors({"power": [0.1] * 3, "constant": [0.1] * 3})
+    fits = []
+    for one, main in zip(analysis.fits, ("items", "both", "budgets"), strict=True):
+        ends = next(iter(one.fits["power"].intervals.values()))
+        power = one.fits["power"]._replace(main=main, intervals={main: ends})
+        laws = one.fits | {"power": power}
+        fits.append(one._replace(fits=laws, chosen="power", errors="items"))
+    found = said(analysis._replace(fits=tuple(fits)), "even that law leaves more")
+    assert found.tone == "bad" and found.text.startswith("For 2 of 3 metrics (m1, m2)")
+    logs = tuple(one._replace(errors="log") for one in fits)
+    text = " ".join(one.text for one in findings(analysis._replace(fits=logs)))
+    assert "even that law" not in text
+
+
+def test_many_checks_of_the_theory_are_summed_up():
+    analysis = with_errors({"power": [0.1]})
+
+    def made(number, theory, last, verdict):
+        errors = {MEASURED: theory, LAST_VALUE: last}
+        return Check(
+            "m", "vqq", f"m{number}", errors=errors, verdict=verdict, sentence="whole"
+        )
+
+    checks = [
+        made(0, 0.1, 0.2, "predicts"),
+        made(1, 0.3, 0.2, "fails"),
+        made(2, 0.1, 0.2, "fails"),
+        made(3, 0.5, 0.2, "fails"),
+        Check("m", "vqq", "m4"),
+    ]
+    found = [one for one in findings(analysis, checks=checks) if "theory" in one.about]
+    assert [one.tone for one in found] == ["bad", "plain"]
+    assert (
+        "best of all for 1 of 4 series (m0 (vqq)); for 2 it is worse" in found[0].text
+    )
+    assert found[1].text.startswith("1 series could not be checked")
+    few = findings(analysis, checks=checks[:4])
+    assert [one.text for one in few if "theory" in one.about] == ["whole"] * 4

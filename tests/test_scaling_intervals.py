@@ -310,9 +310,9 @@ def test_both_are_joined_when_items_explain_too_little():
         parts = [getattr(ends[k]["alpha"], end) - alpha for k in ("items", "budgets")]
         assert abs(getattr(joined, end) - alpha) == pytest.approx(np.hypot(*parts))
     # c is above 0: its errors are added as those of its logarithm.
-    parts = [np.log(ends[k]["c"].low / found.estimates["c"]) for k in ends if k != "both"]
-    low = np.log(ends["both"]["c"].low / found.estimates["c"])
-    assert low == pytest.approx(-np.hypot(*parts))
+    c = found.estimates["c"]
+    parts = [np.log(ends[k]["c"].low / c) for k in ("items", "budgets")]
+    assert np.log(ends["both"]["c"].low / c) == pytest.approx(-np.hypot(*parts))
 
 
 def test_a_law_through_all_scores_has_its_value_for_an_interval():

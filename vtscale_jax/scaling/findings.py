@@ -7,7 +7,7 @@ import numpy as np
 
 from vtscale_jax.scaling.gains import Gains
 from vtscale_jax.scaling.result import LAST_VALUE, Analysis, LawFit, SeriesFits
-from vtscale_jax.scaling.theory_check import Check
+from vtscale_jax.scaling.theory_check import MEASURED, Check
 
 Tone = Literal["good", "bad", "plain"]
 NAMED = 4  # of many metrics, so many are named
@@ -41,17 +41,13 @@ def findings(
         about = KINDS.get(
             inputs, f"Scores with inputs {inputs}" if inputs else "Scores"
         )
-        for part in (_growth, _steepest, _prediction, _chosen):
+        for part in (_growth, _steepest, _prediction, _chosen, _unexplained):
             found += [Finding(tone, text, about) for tone, text in part(fits)]
     for one in gains:
         found += [
             Finding(tone, text, "What the question adds") for tone, text in _fusion(one)
         ]
-    tones: dict[str, Tone] = {"predicts": "good", "fails": "bad"}
-    found += [
-        Finding(tones.get(one.verdict, "plain"), one.sentence, "Theory")
-        for one in checks
-    ]
+    found += [Finding(tone, text, "The theory") for tone, text in _theory(checks)]
     left_out = [Finding(tone, text, "Left out") for tone, text in _left_out(analysis)]
     return (*found, *left_out)
 
@@ -149,6 +145,47 @@ def _chosen(fits: Sequence[SeriesFits]) -> Iterator[tuple[Tone, str]]:
         + f" It is as good as the best (ΔAICc ≤ {AS_GOOD}) for {as_good} and ruled out "
         f"(> {RULED_OUT}) for {ruled_out}.",
     )
+
+
+def _unexplained(fits: Sequence[SeriesFits]) -> Iterator[tuple[Tone, str]]:
+    """Where no law goes through the scores as near as their questions let it."""
+    known = [one for one in fits if one.errors == "items" and one.chosen is not None]
+    far = [
+        one.series.metric
+        for one in known
+        if one.chosen is not None and one.fits[one.chosen].main != "items"
+    ]
+    if far:
+        yield (
+            "bad",
+            f"For {len(far)} of {len(known)} metrics ({_listed(far)}) even that law "
+            "leaves more than chance in the questions explains: the form is another, "
+            "or trainings differ.",
+        )
+
+
+def _theory(checks: Sequence[Check]) -> Iterator[tuple[Tone, str]]:
+    """Whether Υ of hidden states predicts scores; of many checks the sum."""
+    tones: dict[str, Tone] = {"predicts": "good", "fails": "bad"}
+    if len(checks) <= NAMED:
+        for one in checks:
+            yield tones.get(one.verdict, "plain"), one.sentence
+        return
+    done = [one for one in checks if one.errors]
+    right = [f"{one.metric} ({one.inputs})" for one in done if one.verdict != "fails"]
+    worse = sum(one.errors[MEASURED] > one.errors[LAST_VALUE] for one in done)
+    text = (
+        f"With β from the scores at small M, Υ of hidden states predicts larger M best "
+        f"of all for {len(right)} of {len(done)} series"
+    )
+    text += f" ({_listed(right)})" if right else ""
+    yield (
+        "good" if 2 * len(right) > len(done) else "bad",
+        f"{text}; for {worse} it is worse than repeating the last value.",
+    )
+    if len(done) < len(checks):
+        number = len(checks) - len(done)
+        yield "plain", f"{number} series could not be checked; fits.json says why."
 
 
 def _power_aicc(one: SeriesFits) -> float:
