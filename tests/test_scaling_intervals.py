@@ -269,6 +269,25 @@ def test_coverage(kind):
     assert np.all(share[1] < 0.85), share
 
 
+def test_items_vary_about_the_law_that_is_given():
+    rng = np.random.default_rng(0)
+    n = np.full(len(M), 400)
+    counted = Series("", "x", M, np.full(len(M), 40.0), 100.0, n)
+    center = np.linspace(20.0, 60.0, len(M))
+    about = intervals.item_scores(counted, 4000, rng, center)
+    np.testing.assert_allclose(about.mean(0), center, atol=0.2)
+    marks = (rng.random(300) < 0.4).astype(float)
+    shared = np.tile(marks, (len(M), 1))
+    asked = Series("", "x", M, 100 * shared.mean(1), 100.0, np.full(len(M), 300))
+    asked = asked._replace(items=shared)
+    rows = intervals.item_scores(asked, 4000, rng, center)
+    np.testing.assert_allclose(rows.mean(0), center, atol=0.3)
+    # The same questions everywhere: all M still move as one.
+    assert np.corrcoef(rows.T).min() > 0.999
+    beyond = intervals.item_scores(asked, 200, rng, np.full(len(M), 130.0))
+    assert beyond.max() == 100.0
+
+
 @pytest.mark.parametrize("number", [1, 2, 3])
 def test_few_budgets_have_no_interval(number):
     m = M[:number]

@@ -48,23 +48,32 @@ class Replicates(NamedTuple):
 
 
 def item_scores(
-    series: Series, replicates: int, rng: np.random.Generator
+    series: Series,
+    replicates: int,
+    rng: np.random.Generator,
+    center: Float[np.ndarray, " K"] | None = None,
 ) -> Float[np.ndarray, "R K"] | None:
     """Scores of as many resampled sets of questions; None where nothing is known of
-    questions or of standard errors."""
+    questions or of standard errors.
+
+    `center` are the scores that they vary about, by default those of the series. Of a
+    law that explains the scores it is the law: about the scores themselves, chance
+    would count twice.
+    """
+    center = series.score if center is None else center
     shape = (replicates, len(series.m))
+    upper = series.upper or 1.0
     if series.items is not None:
         number = series.items.shape[1]
         drawn = rng.multinomial(number, np.full(number, 1 / number), size=replicates)
-        return (series.upper or 1.0) * (drawn @ series.items.T) / number
+        rows = upper * (drawn @ series.items.T) / number
+        return np.clip(rows + (center - series.score), 0.0, upper)
     if series.n_items is not None and series.upper is not None:
         # From a share of 0 every sample would be 0, as if it were known for certain.
-        share = inner_share(series.score, series.n_items.astype(float), series.upper)
-        return (
-            series.upper * rng.binomial(series.n_items, share, shape) / series.n_items
-        )
+        share = inner_share(center, series.n_items.astype(float), upper)
+        return upper * rng.binomial(series.n_items, share, shape) / series.n_items
     if series.stderr is not None:
-        return series.score + series.stderr * rng.standard_normal(shape)
+        return center + series.stderr * rng.standard_normal(shape)
     return None
 
 

@@ -77,7 +77,8 @@ def fit_law(
     series, noise, m = given.series, given.noise, given.m
     score, names = series.score, tuple(law.estimates(best.u))
     ends, held = {}, {}
-    for kind, resampled in _resampled(law, given, best, replicates, rng).items():
+    sets = _resampled(law, given, best, replicates, rng, fits_items=fits_items)
+    for kind, resampled in sets.items():
         found = intervals.refit(law, m, score, resampled, noise, best)
         ends_of = intervals.percentiles if kind == "items" else intervals.studentised
         ends[kind] = ends_of(lambda u: _quantities(law, u, grid), found)
@@ -184,7 +185,13 @@ def explained_by_items(law: Law, given: Points, best: Fitted) -> bool:
 
 
 def _resampled(
-    law: Law, given: Points, best: Fitted, replicates: int, rng: np.random.Generator
+    law: Law,
+    given: Points,
+    best: Fitted,
+    replicates: int,
+    rng: np.random.Generator,
+    *,
+    fits_items: bool,
 ) -> dict[str, np.ndarray]:
     """Resampled scores by what was drawn again."""
     series, noise = given.series, given.noise
@@ -193,7 +200,8 @@ def _resampled(
         sets["budgets"] = intervals.budget_scores(
             law, given.m, series.score, noise, best.u[0], replicates, rng
         )
-    items = intervals.item_scores(series, replicates, rng)
+    center = law.curve(best.u, given.m)[0] if fits_items else None
+    items = intervals.item_scores(series, replicates, rng, center)
     if items is not None:
         if noise.kind == "log":
             # A resample may have no right answer, where the scores had some: half a
