@@ -164,7 +164,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--only", help="one law of the list")
     parser.add_argument(
-        "--out", type=Path, default=Path("benchmarks/results/scaling_coverage.json")
+        "--out", type=Path, default=Path("benchmarks/results/scaling/coverage.json")
     )
     options = parser.parse_args()
     rows, started = [], time.monotonic()
