@@ -83,6 +83,11 @@ def _run(log_every: int, eval_every: int, questions: int, save_every: int) -> di
             "blank": True,
             "batch_size": 64,
             "max_new_tokens": 24,
+            # Benchmarks and families by name ("POPE,ChartQA_TEST"), the folder of the
+            # benchmarks' tables, and whose rules score them: "paper" or "current".
+            "tasks": "",
+            "data": "",
+            "scorer": "paper",
         },
         "checkpoint": {"every": save_every, "keep": 2},
         # A loss so many standard deviations above the last `window` stops the run.

@@ -42,7 +42,7 @@ DEVICE = (
 ENTRY = (
     *("assemble", "phases", "program", "prepare", "dry_run", "evaluate"),
     *("next_commands", "train"),
-    *("stream", "conversation", "trained", "ask", "heldout"),
+    *("stream", "conversation", "trained", "ask", "heldout", "baseline"),
 )
 SPINE = (HOST[0], "paths", "config_files", *HOST[1:], *DEVICE, *ENTRY)
 RIBS = (

@@ -89,10 +89,16 @@ def open_source(config: ConfigDict, split: str) -> Source:
     raise ValueError(f"data.name is {data.name!r}, expected digit_pages or jsonl")
 
 
-def family_questions(config: ConfigDict, number: int, seed_name: str) -> list[Record]:
-    """`number` single-question held-out records of every family of Digit Pages."""
+def family_questions(
+    config: ConfigDict,
+    number: int,
+    seed_name: str,
+    families: Sequence[str] | None = None,
+) -> list[Record]:
+    """`number` single-question held-out records of every family of Digit Pages:
+    `families`, or those that the config names."""
     records = []
-    for family in config.data.families:
+    for family in config.data.families if families is None else families:
         pages = DigitPages(
             "heldout",
             num_pages=number,

@@ -206,7 +206,7 @@ def fit_buckets(
     if not probe:
         raise ValueError("fit_buckets got no samples to probe, expected at least one.")
     rows = batch_size // shard_count
-    needs = [_needs(sample, tokens_per_crop) for sample in probe]
+    needs = [needs_of(sample, tokens_per_crop) for sample in probe]
     columns = {axis: np.array([need[axis] for need in needs]) for axis in needs[0]}
     vision = np.array([len(sample.crops) * tokens_per_crop for sample in probe])
     crops = max(int(columns["crops"].max()), most_crops or 0)
@@ -244,7 +244,8 @@ def _num_outputs(sample: Encoded) -> int:
     return len(fusion_slots(sample.fusion)) if len(sample.crops) else 0
 
 
-def _needs(sample: Encoded, tokens_per_crop: int) -> dict[str, int]:
+def needs_of(sample: Encoded, tokens_per_crop: int) -> dict[str, int]:
+    """The length of each axis (a field of `BatchSpec`) that a sample takes."""
     num_crops = len(sample.crops)
     slots = _num_outputs(sample)
     length = num_crops * tokens_per_crop + len(sample.fusion.ids) if num_crops else 0
@@ -259,7 +260,7 @@ def _needs(sample: Encoded, tokens_per_crop: int) -> dict[str, int]:
 
 
 def _chosen_sizes(samples: Sequence[Encoded], spec: BatchSpec) -> dict[str, int]:
-    needs = [_needs(sample, spec.tokens_per_crop) for sample in samples]
+    needs = [needs_of(sample, spec.tokens_per_crop) for sample in samples]
     for sample, need in zip(samples, needs, strict=True):
         if need.keys() != needs[0].keys():
             raise ValueError(

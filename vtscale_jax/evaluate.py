@@ -15,6 +15,7 @@ from PIL import Image
 
 from vtscale_jax.assemble import Parts, blanked, family_questions, prompts_encoding
 from vtscale_jax.eval.families import Answerer, family_scores, sample_rows
+from vtscale_jax.parallel.hosts.processes import Processes
 from vtscale_jax.parallel.mesh import feed, spread, to_host
 from vtscale_jax.program import Program
 from vtscale_jax.run_folder import RunFolder
@@ -34,8 +35,14 @@ class Evaluator:
     """Answers held-out questions; in stage align there is no LLM to answer with."""
 
     def __init__(
-        self, config: ConfigDict, parts: Parts, model: ModelConfig, mesh: Mesh
+        self,
+        config: ConfigDict,
+        parts: Parts,
+        model: ModelConfig,
+        mesh: Mesh,
+        processes: Processes | None = None,
     ) -> None:
+        """With `processes` the tasks of `config.eval.tasks` are asked too."""
         self._config = config
         self._parts = parts
         self._model = model
@@ -46,19 +53,35 @@ class Evaluator:
             and config.data.name == "digit_pages"
             and config.eval.questions > 0
         )
+        self._tasks = None
+        if processes is not None and config.eval.tasks and config.stage != "align":
+            # pandas, which reads the tables, is loaded by runs that have any.
+            from vtscale_jax.eval.in_training import TasksInTraining
+
+            self._tasks = TasksInTraining(
+                *(config, parts, model, processes),
+                place=lambda batch: spread(batch, mesh),
+                fetch=to_host,
+            )
 
     def quick(self, params: dict, num_queries: int) -> dict[str, float]:
-        """Accuracy per family on a few questions, named `accuracy/<family>`."""
+        """Accuracy per family on a few questions, named `accuracy/<family>`, and the
+        mean item score of each task, `score/<task>`."""
+        tasks = self._tasks.quick(params, num_queries) if self._tasks else {}
         if not self.has_families:
-            return {}
+            return tasks
         number = max(1, round(self._config.eval.questions * QUICK_SHARE))
         records = family_questions(self._config, number, "quick")
         answers = self.answerer(num_queries).answer(params, records, title="held-out")
         scores = family_scores(records, answers)
-        return {f"accuracy/{name}": row["accuracy"] for name, row in scores.items()}
+        found = {f"accuracy/{name}": row["accuracy"] for name, row in scores.items()}
+        return found | tasks
 
     def final(self, params: dict, step: int, folder: RunFolder) -> None:
-        """Writes evaluation.json, samples.jsonl and the sample pages."""
+        """Writes evaluation.json, samples.jsonl and the sample pages, and the results
+        of the tasks."""
+        if self._tasks:
+            self._tasks.final(params, step, folder)
         if not self.has_families:
             return
         config = self._config

@@ -15,17 +15,13 @@ import time
 from pathlib import Path
 from typing import Any
 
-import jax
 from ml_collections import ConfigDict
 
-from vtscale_jax import paths, settings
+from vtscale_jax import settings
 from vtscale_jax.evaluate import Evaluator
 from vtscale_jax.parallel.hosts.processes import Processes
-from vtscale_jax.parallel.mesh import make_mesh, place
-from vtscale_jax.program import Program, shardings
 from vtscale_jax.run_folder import LOCK, RunFolder, differences, held
-from vtscale_jax.stages import get_stage
-from vtscale_jax.trained import READ, RunError, read_run, run_config
+from vtscale_jax.trained import READ, RunError, open_on_mesh, run_config
 
 EVALUATED = "evaluated.json"
 
@@ -92,32 +88,9 @@ def summary(out: Path) -> list[str]:
 
 def _evaluate(run: Path, config: ConfigDict, folder: RunFolder) -> None:
     """Writes scores and samples of the run's parameters, laid out as in training."""
-    dtypes = settings.resolve_dtypes(config, jax.default_backend())
-    model = settings.model_config(config, dtypes.compute)
-    program = Program.of(
-        get_stage("adapt"),
-        model,
-        settings.optim_config(config, num_records=1),  # nothing is trained
-        make_mesh(config.mesh.to_dict()),
-        frozen_dtype=dtypes.llm_params,
-        frozen_layout=config.mesh.frozen,
-    )
-    lie = shardings(paths.merge(program.state.params, program.frozen))
-    parts, params = read_run(
-        run,
-        config,
-        model,
-        llm_dtype=dtypes.llm_params,
-        llm_shardings=lie["llm"],
-    )
-    llm = params.pop("llm")
-    params["llm"] = jax.tree.map(
-        lambda leaf, to: leaf if leaf.dtype == to.dtype else leaf.astype(to.dtype),
-        llm,
-        program.frozen["llm"],
-    )
-    evaluator = Evaluator(config, parts, program.model, program.mesh)
-    evaluator.final(place(params, lie), _last_step(run), folder)
+    laid = open_on_mesh(run, config)
+    evaluator = Evaluator(config, laid.parts, laid.model, laid.mesh)
+    evaluator.final(laid.params, _last_step(run), folder)
 
 
 def _asked(

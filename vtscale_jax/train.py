@@ -156,7 +156,8 @@ def train(
             saved.discard_after(begun)
             say(f"Continuing from step {begun:,} of {total_steps:,}.")
         del weights
-        evaluator = Evaluator(config, run.parts, program.model, program.mesh)
+        at = (program.model, program.mesh, processes)
+        evaluator = Evaluator(config, run.parts, *at)
         restored_step = None if restored is None else begun
         log = stack.enter_context(
             MetricsLog(workdir, total_steps=total_steps, restored_step=restored_step)

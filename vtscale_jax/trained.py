@@ -5,14 +5,17 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+from jax.sharding import Mesh
 from ml_collections import ConfigDict
 from transformers import PreTrainedTokenizerBase
 
-from vtscale_jax import settings
+from vtscale_jax import paths, settings
 from vtscale_jax.assemble import Parts, assemble, prompts_encoding
 from vtscale_jax.config_files import config_file
 from vtscale_jax.llm import quantize, unstack
 from vtscale_jax.loader import Encoding
+from vtscale_jax.parallel.mesh import make_mesh, place, spread, to_host
+from vtscale_jax.program import Program, shardings
 from vtscale_jax.run_folder import RunFolder
 from vtscale_jax.stages import get_stage
 from vtscale_jax.tokens import QueryLayout
@@ -77,6 +80,52 @@ def open_trained(
         prompts_encoding(parts),
         parts.layout(config.num_queries),
     )
+
+
+class OnMesh(NamedTuple):
+    """A run's model with its parameters laid out over the devices as in training."""
+
+    parts: Parts
+    model: ModelConfig
+    mesh: Mesh
+    params: dict[str, Any]
+
+    def place(self, batch: Any) -> Any:
+        """A batch that every process holds as a whole, on the devices."""
+        return spread(batch, self.mesh)
+
+    def fetch(self, tree: Any) -> Any:
+        """What the devices hold as numpy arrays, whole on every process."""
+        return to_host(tree)
+
+
+def open_on_mesh(folder: Path, config: ConfigDict) -> OnMesh:
+    """The run in `folder` on the mesh of its `config` (from `run_config`)."""
+    dtypes = settings.resolve_dtypes(config, jax.default_backend())
+    model = settings.model_config(config, dtypes.compute)
+    program = Program.of(
+        get_stage("adapt"),
+        model,
+        settings.optim_config(config, num_records=1),  # nothing is trained
+        make_mesh(config.mesh.to_dict()),
+        frozen_dtype=dtypes.llm_params,
+        frozen_layout=config.mesh.frozen,
+    )
+    lie = shardings(paths.merge(program.state.params, program.frozen))
+    parts, params = read_run(
+        folder,
+        config,
+        model,
+        llm_dtype=dtypes.llm_params,
+        llm_shardings=lie["llm"],
+    )
+    llm = params.pop("llm")
+    params["llm"] = jax.tree.map(
+        lambda leaf, to: leaf if leaf.dtype == to.dtype else leaf.astype(to.dtype),
+        llm,
+        program.frozen["llm"],
+    )
+    return OnMesh(parts, program.model, program.mesh, place(params, lie))
 
 
 def run_config(

@@ -13,9 +13,11 @@ from PIL import Image
 from vtscale_jax import settings
 from vtscale_jax.embedded.digit_pages import SPLITS, DigitPages, PageConfig
 from vtscale_jax.embedded.pretrain import pretrain
+from vtscale_jax.embedded.pretrain_llava import page_vision
 from vtscale_jax.embedded.questions import FAMILIES
 from vtscale_jax.embedded.sheet import draw_sheet
-from vtscale_jax.embedded.ship import COMMANDS, WEIGHTS, make, ship
+from vtscale_jax.embedded.ship import COMMANDS, WEIGHTS, make, ship, ship_llava
+from vtscale_jax.eval.baselines.llava import Llava, LlavaConfig
 from vtscale_jax.parallel.host import keep_freed_memory
 
 EXAMPLE = """\
@@ -87,16 +89,26 @@ def write_sheet(args: argparse.Namespace) -> None:
 
 
 def add_pretrain(commands: argparse._SubParsersAction) -> None:
-    """Adds `pretrain`: the tiny LLM or the tiny CLIP from scratch."""
+    """Adds `pretrain`: the tiny LLM or the tiny CLIP from scratch, LLaVA from both."""
     parser = commands.add_parser(
-        "pretrain", help="train the tiny LLM or CLIP from scratch (20 minutes, 2 cores)"
+        "pretrain",
+        help="train the tiny LLM or CLIP from scratch (20 minutes, 2 cores), or the "
+        "tiny LLaVA from the two (45 minutes, 1 core)",
     )
-    parser.add_argument("kind", choices=("llm", "clip"))
+    parser.add_argument("kind", choices=("llm", "clip", "llava"))
     parser.add_argument(
         "--config", default="configs/m256.py", help="its model sizes are used"
     )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, help="default runs/pretrain-KIND")
+    for kind in ("clip", "llm"):
+        parser.add_argument(
+            f"--{kind}",
+            type=Path,
+            default=WEIGHTS / f"{kind}.safetensors",
+            metavar="FILE",
+            help=f"the {kind.upper()} that llava starts from (default: shipped)",
+        )
     parser.set_defaults(run=run_pretrain)
 
 
@@ -105,12 +117,16 @@ def run_pretrain(args: argparse.Namespace) -> None:
     if jax.default_backend() == "cpu":
         keep_freed_memory()
     config = runpy.run_path(args.config)["get_config"]("")
+    model = settings.model_config(config, "float32")
     file = pretrain(
         args.kind,
-        settings.model_config(config, "float32"),
+        model,
         args.out or Path(f"runs/pretrain-{args.kind}"),
         seed=args.seed,
         max_local_views=config.data.max_local_views,
+        llava=Llava(LlavaConfig(page_vision(model.vision), model.llm)),
+        clip_file=args.clip,
+        llm_file=args.llm,
     )
     print(f"Weights: {file}")
 
@@ -148,11 +164,23 @@ def add_ship(commands: argparse._SubParsersAction) -> None:
         parser.add_argument(
             f"--{name}", type=Path, default=Path(default), help=f"default {default}"
         )
+    parser.add_argument(
+        "--only_llava",
+        type=Path,
+        nargs="?",
+        const=Path("runs/pretrain-llava"),
+        metavar="DIR",
+        help="the tiny LLaVA of this folder (default %(const)s), and nothing else",
+    )
     parser.set_defaults(run=run_ship)
 
 
 def run_ship(args: argparse.Namespace) -> None:
     """Runs `ship`."""
+    if args.only_llava is not None:
+        about = ship_llava(args.only_llava)
+        print(f"wrote {WEIGHTS}: llava ({about['parameters']:,} parameters)")
+        return
     manifest = ship(
         args.clip, args.llm, args.align, args.base, args.again_align, args.again
     )

@@ -1,7 +1,8 @@
-"""Pre-trains the two tiny models that the embedded preset starts from.
+"""Pre-trains the two tiny models that the embedded preset starts from, and a baseline.
 
     python -m vtscale_jax.embedded pretrain llm
     python -m vtscale_jax.embedded pretrain clip
+    python -m vtscale_jax.embedded pretrain llava
 
 The folder (`--out`, default `runs/pretrain-llm` and so on) then holds
 `weights.safetensors`, `pretrain.json` and the curves; `ship` puts the weights into the
@@ -21,7 +22,8 @@ import numpy as np
 import optax
 
 from vtscale_jax import paths
-from vtscale_jax.embedded import pretrain_clip, pretrain_llm
+from vtscale_jax.embedded import pretrain_clip, pretrain_llava, pretrain_llm
+from vtscale_jax.embedded.ship import WEIGHTS
 from vtscale_jax.llm import LLM
 from vtscale_jax.metrics import MetricsLog, Throughput
 from vtscale_jax.optim import OptimConfig, learning_rate, make_optimizer
@@ -34,6 +36,19 @@ RECIPES = {
     ),
     "clip": OptimConfig(
         steps=1600, learning_rate=1e-3, warmup=0.05, weight_decay=0.05, b2=0.98
+    ),
+    # The rates of the package's own model in stage finetune (configs/presets.py).
+    "llava": OptimConfig(
+        steps=1300,
+        learning_rate=1.2e-3,
+        warmup=0.05,
+        final_share=0.02,
+        weight_decay=0.01,
+        b2=0.98,
+        rate_rules=((r"vision/.*", 0.3), (r".*", 1.0)),
+    ),
+    "llava-align": OptimConfig(
+        steps=800, learning_rate=1e-3, warmup=0.05, weight_decay=0.01, b2=0.98
     ),
 }
 
@@ -89,12 +104,17 @@ def pretrain(
     seed: int,
     max_local_views: int = 9,
     steps: int | None = None,
+    llava: pretrain_llava.Answering | None = None,
+    clip_file: Path = WEIGHTS / "clip.safetensors",
+    llm_file: Path = WEIGHTS / "llm.safetensors",
 ) -> Path:
-    """Trains the tiny LLM (kind "llm") or the tiny CLIP ("clip") from scratch.
+    """Trains the tiny LLM (kind "llm") or the tiny CLIP ("clip") from scratch, or the
+    tower and the projector of the tiny LLaVA ("llava") from the two.
 
-    `config` gives the sizes. Returns the file of weights; beside it lie `metrics.jsonl`
-    and `pretrain.json` (seed, recipe, seconds, the last losses, for CLIP also the share
-    of held-out views that find their caption).
+    `config` gives the sizes. `llava` is that model, and `clip_file` and `llm_file` are
+    what it starts from. Returns the file of weights; beside it lie `metrics.jsonl` and
+    `pretrain.json` (seed, recipe, seconds, held-out scores: by family for the LLM and
+    LLaVA, for CLIP the share of views that find their caption).
     """
     if kind not in RECIPES:
         raise ValueError(f"kind is {kind!r}, expected one of {tuple(RECIPES)}")
@@ -105,6 +125,10 @@ def pretrain(
     folder.mkdir(parents=True, exist_ok=True)
     if kind == "llm":
         params, scores = _pretrain_llm(config, recipe, folder, seed)
+    elif kind == "llava":
+        assert llava is not None, "kind llava needs the model"
+        starts = (clip_file, llm_file)
+        params, scores = _pretrain_llava(config, recipe, folder, seed, llava, starts)
     else:
         params, scores = _pretrain_clip(config, recipe, folder, seed, max_local_views)
     file = folder / "weights.safetensors"
@@ -159,3 +183,37 @@ def _pretrain_clip(config: ModelConfig, recipe, folder: Path, seed: int, views: 
     # align stage has its own.
     towers = {"vision": params["vision"], "text": params["text"]}
     return towers, {"heldout_caption_accuracy": accuracy}
+
+
+def _pretrain_llava(
+    config: ModelConfig,
+    recipe,
+    folder: Path,
+    seed: int,
+    model: pretrain_llava.Answering,
+    starts: tuple[Path, Path],
+):
+    vision = pretrain_llava.page_vision(config.vision)
+    page = (vision.image_size, vision.grid**2)
+    heads = vision.blocks.num_heads
+    params, frozen = pretrain_llava.starting_params(model, *starts, page, heads, seed)
+
+    def cell_loss(params, batch):
+        return pretrain_llava.cell_loss(model, {**params, **frozen}, batch)
+
+    def loss(params, batch):
+        return pretrain_llava.page_loss(model, {**params, **frozen}, batch)
+
+    cells = pretrain_llava.cell_batches(seed + 2, page[0])
+    params = fit(cell_loss, params, cells, RECIPES["llava-align"], folder / "align")
+    pages = pretrain_llava.PAGES_PER_BATCH
+    source = pretrain_llava.batches(seed + 1, *page, pages)
+    params = fit(loss, params, source, recipe, folder)
+    whole = {**params, **frozen}
+    questions = pretrain_llava.HELDOUT_QUESTIONS
+    accuracy = pretrain_llava.family_accuracy(model, whole, *page, questions)
+    origin = {
+        name: pretrain_llava.shipped_hash(file)
+        for name, file in zip(("clip", "llm"), starts, strict=True)
+    }
+    return params, {"accuracy": accuracy, "from": origin}

@@ -29,6 +29,9 @@ COMMANDS = (
     f"{_TRAIN}finetune {_LLM} --config.weights.init_from=runs/again-align "
     "--config.seed=1 --config.name=again",
     "vtscale_jax.embedded ship",
+    # The baseline, from the CLIP and the LLM that have just been shipped.
+    "vtscale_jax.embedded pretrain llava",
+    "vtscale_jax.embedded ship --only_llava",
 )
 WEIGHTS = Path(__file__).parent / "weights"
 # Half precision keeps the package small; the rounding (2⁻¹¹ relative) is below what
@@ -63,7 +66,8 @@ def ship(
 
     Each argument is a folder: those of `pretrain`, the align run and the finetune run,
     and those two again from another seed, of which only the scores are kept. Returns
-    the manifest, which is also written beside the weights.
+    the manifest, which is also written beside the weights. A LLaVA that ships is taken
+    out, having been trained before another LLM: `ship_llava` puts a new one in.
 
     ValueError if a run is not finished, or did not start from the weights of the one
     before (rounded, as they are shipped, or not).
@@ -107,8 +111,44 @@ def ship(
         ("again", again),
     ):
         manifest[name] = _run(folder)
+    (WEIGHTS / "llava.safetensors").unlink(missing_ok=True)
     (WEIGHTS / "manifest.json").write_text(json.dumps(manifest, indent=1) + "\n")
     return manifest
+
+
+def ship_llava(folder: Path) -> dict[str, Any]:
+    """Copies the tiny LLaVA's tower and projector into the package, beside the LLM that
+    it was trained before; the other files stay as they are.
+
+    `folder` is that of `pretrain llava`. Returns its entry of the manifest, which says
+    how it was made, its held-out accuracy by family, and what its file is: the models
+    under "files" are those that the package's own runs start from.
+
+    ValueError if it was trained from another CLIP or LLM than those that ship.
+    """
+    manifest = json.loads((WEIGHTS / "manifest.json").read_text())
+    about = json.loads((folder / "pretrain.json").read_text())
+    ours = {name: manifest["files"][name]["sha256"] for name in about["from"]}
+    if about["from"] != ours:
+        raise ValueError(
+            f"{folder} was trained from {about['from']} (pretrain.json), but the "
+            f"package has {ours}: train it anew, python -m vtscale_jax.embedded "
+            "pretrain llava"
+        )
+    shipped = WEIGHTS / "llava.safetensors"
+    paths.save(paths.unflatten(load_file(folder / FILE)), shipped, STORED)
+    tensors = load_file(shipped)
+    command = f"python -m vtscale_jax.embedded pretrain llava --seed {about['seed']}"
+    manifest["llava"] = {
+        "command": command,
+        **about,
+        "sha256": paths.content_hash(paths.unflatten(tensors)),
+        "parameters": sum(t.size for t in tensors.values()),
+        "align_curve": _curve(folder / "align"),
+        "curve": _curve(folder),
+    }
+    (WEIGHTS / "manifest.json").write_text(json.dumps(manifest, indent=1) + "\n")
+    return manifest["llava"]
 
 
 def _check_origin(run: Path, group: str, file: Path) -> None:

@@ -1,0 +1,216 @@
+"""How fast items are answered in batches, and what a large table costs in memory.
+
+    python benchmarks/evaluation.py
+    python benchmarks/evaluation.py --run runs/m64-embedded --items 256
+
+Throughput: the shipped model answers the same held-out questions one by one and in
+batches, through the ledger of `eval run` (lines brought to the disk after each batch),
+with every program compiled before. `conversation` is `ask`'s way of one question.
+Memory: a table of 5,000 rows with base64 images is written, then read and decoded row
+by row in a process of its own, and by pandas as a whole in another; what counts is the
+growth of each one's largest resident size. The last line is JSON.
+"""
+
+import argparse
+import base64
+import csv
+import io
+import json
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+ROWS, SIDE = 5000, 160
+BATCHES = (1, 3, 8, 32)
+FAMILIES = ("read", "locate", "exists", "describe")
+REPEATS = 3
+
+
+def small_run(folder: Path) -> Path:
+    """A run of one step at no rate from the shipped base, M = 16."""
+    rate = ["--config.optim.learning_rate=1e-9", "--config.optim.steps=1"]
+    asked = ["--config.eval.questions=0", "--config.eval.every=1"]
+    command = [sys.executable, "-m", "vtscale_jax.train", "--config", "configs/m16.py"]
+    command += ["--workdir", str(folder / "m16"), *rate, *asked]
+    subprocess.run(command, check=True, capture_output=True)
+    return folder / "m16"
+
+
+def throughput(run: Path, number: int) -> dict[str, float]:
+    """Items a second by batch size, the best of the repeats, and of conversations."""
+    from vtscale_jax.conversation import Answering, ImageConversation
+    from vtscale_jax.eval.ask_items import ask_items
+    from vtscale_jax.eval.ledger import Ledger
+    from vtscale_jax.eval.run_model import open_run_model
+    from vtscale_jax.eval.tasks_by_name import items_of
+    from vtscale_jax.tokens import end_ids
+    from vtscale_jax.trained import open_trained, run_config
+
+    config = run_config(run)
+    tasks = items_of(
+        FAMILIES, config, data=None, scorer="paper", limit=number // len(FAMILIES)
+    )
+    total = sum(len(task.indices) for task in tasks)
+    models = {size: open_run_model(run, config, size) for size in BATCHES}
+    said, best = {}, {}
+    # Round by round, so that whatever else the machine does is met by all alike.
+    for repeat in range(1 + REPEATS):
+        for size, model in models.items():
+            with tempfile.TemporaryDirectory() as folder:
+                started = time.perf_counter()
+                texts = []
+                for task in tasks:
+                    ledger = Ledger(Path(folder) / f"{task.name}.jsonl")
+                    with ledger.writing():
+                        made = ask_items(model, task, ledger, [])
+                    texts += [entry.prediction for entry in made]
+                seconds = time.perf_counter() - started
+            said[size] = texts
+            if repeat:  # the first one compiles
+                best[f"batch {size}"] = max(
+                    best.get(f"batch {size}", 0.0), total / seconds
+                )
+    if len({tuple(texts) for texts in said.values()}) != 1:
+        sys.exit("the batch sizes give different answers: nothing to compare")
+    trained = open_trained(run)
+    answering = Answering(
+        most=config.eval.max_new_tokens, eos_ids=end_ids(trained.tokenizer)
+    )
+    for repeat in range(2):
+        started = time.perf_counter()
+        for task in tasks:
+            for i in range(len(task.indices)):
+                question = task.question(i)
+                conversation = ImageConversation(
+                    trained.params,
+                    trained.model,
+                    trained.encoding,
+                    trained.layout,
+                    question.images[0],
+                    answering,
+                )
+                for _ in conversation.ask(question.text):
+                    pass
+        if repeat:
+            best["conversation"] = total / (time.perf_counter() - started)
+    return best
+
+
+def write_table(file: Path) -> None:
+    """A table of yes/no questions with an image of its own in each row."""
+    rng = np.random.default_rng(0)
+    noise = rng.integers(0, 256, (SIDE, SIDE, 3), np.uint8)
+    with file.open("w", newline="") as out:
+        writer = csv.writer(out, delimiter="\t")
+        writer.writerow(["index", "image", "question", "answer", "category"])
+        for i in range(ROWS):
+            noise[i % SIDE] = rng.integers(0, 256, (SIDE, 3), np.uint8)
+            png = io.BytesIO()
+            Image.fromarray(noise).save(png, format="PNG", compress_level=1)
+            cell = base64.b64encode(png.getvalue()).decode()
+            writer.writerow([i, cell, f"Is this noise {i}?", "Yes", "random"])
+
+
+def read_streamed(file: str) -> int:
+    """Reads the table as `eval run` does and decodes every image."""
+    from vtscale_jax.eval.benchmarks.items import BenchmarkItems
+    from vtscale_jax.eval.benchmarks.tasks import get_task
+
+    items = BenchmarkItems.read(get_task("POPE"), Path(file), "paper")
+    return sum(items.question(i).images[0].size[0] for i in range(items.number))
+
+
+def read_whole(file: str) -> int:
+    """Reads the table with pandas, images and all."""
+    import pandas as pd
+
+    table = pd.read_csv(file, sep="\t")
+    images = (Image.open(io.BytesIO(base64.b64decode(c))) for c in table["image"])
+    return sum(image.size[0] for image in images)
+
+
+READERS = {"streamed": read_streamed, "pandas": read_whole}
+
+
+def growth(reader: str, file: Path, warm_up: Path) -> tuple[float, float]:
+    """MiB by which a process of its own grows when it reads the file, after a small
+    table has loaded whatever code there is; and the seconds that it took."""
+    made = subprocess.run(
+        [sys.executable, __file__, "--reader", reader, str(warm_up), str(file)],
+        check=True,
+        capture_output=True,
+        text=True,
+    )
+    found = json.loads(made.stdout)
+    return found["mib"], found["seconds"]
+
+
+def read_in_child(reader: str, warm_up: str, file: str) -> None:
+    """The child's part of `growth`."""
+    READERS[reader](warm_up)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    started = time.perf_counter()
+    READERS[reader](file)
+    seconds = time.perf_counter() - started
+    after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    print(json.dumps({"mib": (after - before) / 1024, "seconds": seconds}))
+
+
+def memory(folder: Path) -> dict[str, float]:
+    """The growth of both readers on the large table."""
+    file, warm_up = folder / "POPE.tsv", folder / "small.tsv"
+    write_table(file)
+    with file.open() as table, warm_up.open("w") as small:
+        small.writelines(next(table) for _ in range(50))
+    found = {"table_mib": file.stat().st_size / 2**20}
+    for reader in READERS:
+        found[f"{reader}_mib"], found[f"{reader}_s"] = growth(reader, file, warm_up)
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--run", type=Path, help="default: the shipped model, M = 16")
+    parser.add_argument("--items", type=int, default=128)
+    parser.add_argument(
+        "--out", type=Path, default=Path("benchmarks/results/evaluation.json")
+    )
+    parser.add_argument("--reader", nargs=3, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.reader:
+        read_in_child(*options.reader)
+        return
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        speeds = throughput(options.run or small_run(folder), options.items)
+        room = memory(folder)
+    one = speeds["batch 1"]
+    print(f"{'':<14}{'items/s':>9}{'ratio':>8}")
+    for label, speed in speeds.items():
+        print(f"{label:<14}{speed:>9.1f}{speed / one:>8.2f}")
+    print(f"\ntable of {ROWS:,} rows, {room['table_mib']:.0f} MiB")
+    for reader in READERS:
+        grown, seconds = room[f"{reader}_mib"], room[f"{reader}_s"]
+        print(f"{reader:<14}{grown:>9.1f} MiB more, {seconds:.1f} s")
+    result = {
+        "items_per_s": {name: round(speed, 2) for name, speed in speeds.items()},
+        "batch_8_over_one_by_one": round(speeds["batch 8"] / one, 3),
+        "batch_8_over_conversation": round(
+            speeds["batch 8"] / speeds["conversation"], 3
+        ),
+        "items": options.items,
+        "table": {name: round(value, 2) for name, value in room.items()},
+    }
+    options.out.parent.mkdir(parents=True, exist_ok=True)
+    options.out.write_text(json.dumps(result, indent=1) + "\n")
+    print(json.dumps(result))
+
+
+if __name__ == "__main__":
+    main()

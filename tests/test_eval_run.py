@@ -1,0 +1,270 @@
+"""`eval run` on a run: the same answers whatever the batch, the hosts, or a kill."""
+
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from running import ROOT, free_port
+from small_runs import rows, small_config
+from xla_flags import xla_flags
+
+from vtscale_jax.eval.__main__ import main
+from vtscale_jax.eval.ledger import Ledger
+from vtscale_jax.scaling.vlmevalkit import read_results
+from vtscale_jax.train import train
+
+GOLDEN = Path(__file__).parent / "golden" / "eval"
+SHIPPED = {
+    "model__vision__blocks__num_layers": 4,
+    "model__fusion__blocks__num_layers": 4,
+    "model__llm__blocks__num_layers": 4,
+    "weights__llm": "embedded",
+    "weights__init_from": "embedded",
+    "optim__learning_rate": 1e-6,
+    "optim__steps": 2,
+    "eval__every": 1,
+    "data__families": ("read", "locate", "exists"),
+    "eval__questions": 12,
+    "eval__max_new_tokens": 12,
+}
+TASKS = ("POPE", "exists")
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    """A folder of tables, as --data takes it."""
+    folder = tmp_path_factory.mktemp("data")
+    for name in ("POPE", "ChartQA_TEST", "SEEDBench2", "MME"):
+        shutil.copy(GOLDEN / name / f"{name}.tsv", folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory, data):
+    """A run from the shipped base, which knows how to read, asked tasks in training."""
+    folder = tmp_path_factory.mktemp("eval") / "m16-embedded"
+    asked = {"eval__tasks": ",".join(TASKS), "eval__data": str(data)}
+    train(small_config(16, **SHIPPED, **asked), folder)
+    return folder
+
+
+def said(capsys, *arguments):
+    status = main([*map(str, arguments)])
+    out, err = capsys.readouterr()
+    return status, out, err
+
+
+def entries(folder, task):
+    return Ledger(folder / task / "ledger.jsonl").read()
+
+
+def scores(folder, task):
+    return json.loads((folder / task / "scores.json").read_text())
+
+
+def test_training_asks_its_tasks(run, data, tmp_path, capsys):
+    logged = [row for row in rows(run) if "score/POPE" in row]
+    assert logged and all(0 <= row["score/exists"] <= 1 for row in logged)
+    theirs = run / "benchmarks" / "m16-embedded-vqq"
+    # The finished run, asked again by the command, says the same.
+    asked = ("--run", run, "--tasks", ",".join(TASKS), "--data", data)
+    assert said(capsys, "run", *asked, "--out", tmp_path)[0] == 0
+    ours = tmp_path / "m16-embedded-vqq"
+    for task in TASKS:
+        assert entries(ours, task) == entries(theirs, task)
+        assert scores(ours, task) == scores(theirs, task)
+    # What is known of the family from the run's own evaluation.
+    found = json.loads((run / "evaluation.json").read_text())["families"]["exists"]
+    assert scores(ours, "exists")["scores"][0]["Overall"] == found["accuracy"] > 0.8
+    read = {
+        row["id"]: row["prediction"]
+        for row in map(json.loads, (run / "samples.jsonl").read_text().splitlines())
+    }
+    for index, entry in entries(ours, "exists").items():
+        assert entry.prediction == read[index]
+        assert entry.vision_tokens == 16 < entry.prompt_tokens
+
+
+@pytest.mark.parametrize("batch_size", [1, 3, 8])
+def test_the_batch_size_changes_nothing(run, data, tmp_path, capsys, batch_size):
+    asked = ("--run", run, "--tasks", "read,locate,exists", "--out", tmp_path)
+    status, text, _ = said(capsys, "run", *asked, "--batch_size", batch_size)
+    assert status == 0 and f"{batch_size} questions at once" in text
+    said_by_run = {
+        row["id"]: (row["prediction"], row["correct"])
+        for row in map(json.loads, (run / "samples.jsonl").read_text().splitlines())
+    }
+    folder = tmp_path / "m16-embedded-vqq"
+    found = {}
+    for task in ("read", "locate", "exists"):
+        for line in (folder / task / "items.jsonl").read_text().splitlines():
+            row = json.loads(line)
+            found[row["index"]] = (row["prediction"], bool(row["score"]))
+    assert found == said_by_run
+
+
+def test_other_inputs_differ_and_are_compared(run, tmp_path, capsys):
+    for more in ((), ("--inputs", "vq")):
+        asked = ("--run", run, "--tasks", "locate,exists", "--out", tmp_path, *more)
+        assert said(capsys, "run", *asked, "--json")[0] == 0
+    first, second = tmp_path / "m16-embedded-vqq", tmp_path / "m16-embedded-vq"
+    assert entries(first, "locate") != entries(second, "locate")
+    status, text, _ = said(capsys, "compare", first, second, "--json")
+    compared = json.loads(text)
+    assert status == 0 and [row["task"] for row in compared["tasks"]] == [
+        *("exists", "locate")
+    ]
+    for row in compared["tasks"]:
+        overall = scores(first, row["task"])["scores"][0]["Overall"]
+        assert row["n"] == 12 and row["first"] == pytest.approx(overall)
+    status, text, _ = said(capsys, "compare", first, second)
+    assert "McNemar" not in text and "locate" in text
+    # One evaluation in a folder: what would mix two is refused.
+    status, _, err = said(
+        *(capsys, "run", "--run", run, "--tasks", "exists", "--out", tmp_path),
+        *("--inputs", "vq", "--name", "m16-embedded-vqq"),
+    )
+    assert status == 1 and "inputs: vqq there, vq now" in err
+
+
+def test_benchmarks_are_written_as_vlmevalkit_does(run, data, tmp_path, capsys):
+    names = "POPE,ChartQA_TEST,SEEDBench2"
+    asked = ("--run", run, "--tasks", names, "--data", data, "--out", tmp_path)
+    status, text, _ = said(capsys, "run", *asked)
+    assert status == 0 and "not the official table" in text
+    folder = tmp_path / "m16-embedded-vqq"
+    read = read_results(tmp_path)
+    metrics = {score.metric for score in read.scores}
+    assert {"POPE/Overall", "ChartQA_TEST/Overall", "SEEDBench2/Overall"} <= metrics
+    assert {(score.n_l, score.inputs) for score in read.scores} == {(16, "vqq")}
+    # The predictions' workbook, scored by the other command, gives the same scores.
+    for task in names.split(","):
+        book = folder / f"m16-embedded-vqq_{task}.xlsx"
+        score = ("--tsv", data / f"{task}.tsv", "--task", task, "--predictions", book)
+        status, text, _ = said(capsys, "score", *score, "--scorer", "paper", "--json")
+        assert (
+            status == 0 and json.loads(text)["scores"] == scores(folder, task)["scores"]
+        )
+    # Of several images the model looks at the first, and the ledger says so.
+    found = scores(folder, "SEEDBench2")["failures"]
+    several = [e for e in entries(folder, "SEEDBench2").values() if e.images > 1]
+    assert found["images left out"] == len(several) > 0
+    assert all(e.images_seen == 1 for e in several)
+
+
+def test_what_cannot_be_asked_is_refused_before(run, data, tmp_path, capsys):
+    def refused(*more, **other):
+        asked = {"--run": run, "--out": tmp_path / "out", "--tasks": "POPE"} | other
+        words = [word for pair in asked.items() for word in pair]
+        status, _, err = said(capsys, "run", *words, *more)
+        assert status == 1 and err.startswith("error: ")
+        assert not (tmp_path / "out").exists()
+        return err
+
+    assert "say where its table lies" in refused()
+    assert "Fetch the table" in refused("--data", tmp_path)
+    err = refused(**{"--tasks": "POEP"})
+    assert "POPE" in err and "families of Digit Pages" in err
+    assert "exists more than once" in refused(**{"--tasks": "exists,exists"})
+    err = refused("--data", data, "--limit", 5, **{"--tasks": "MME"})
+    assert "its score needs every category" in err
+    assert "learnt 16 queries" in refused("--num_queries", 17, **{"--tasks": "exists"})
+    assert "no config.json" in refused(**{"--run": tmp_path, "--tasks": "exists"})
+    taken = tmp_path / "taken" / "m16-embedded-vqq"
+    taken.mkdir(parents=True)
+    (taken / "thesis.txt").write_text("mine")
+    asked = ("--run", run, "--tasks", "exists", "--out", tmp_path / "taken")
+    status, _, err = said(capsys, "run", *asked)
+    assert status == 1 and "is not empty" in err
+    assert [path.name for path in taken.iterdir()] == ["thesis.txt"]
+
+
+class Evaluation:
+    """The command as child processes."""
+
+    def __init__(self, run, out, cache, processes=1, devices=1):
+        port = free_port()
+        command = [sys.executable, "-m", "vtscale_jax.eval", "run", "--run", str(run)]
+        command += ["--tasks", "read,exists", "--batch_size", "4", "--out", str(out)]
+        self.children = []
+        for index in range(processes):
+            environment = os.environ | {
+                "JAX_COMPILATION_CACHE_DIR": str(cache / f"{processes}-{index}"),
+                "XLA_FLAGS": xla_flags(devices),
+            }
+            if processes > 1:
+                environment |= {
+                    "VTSCALE_COORDINATOR": f"127.0.0.1:{port}",
+                    "VTSCALE_NUM_PROCESSES": str(processes),
+                    "VTSCALE_PROCESS_ID": str(index),
+                }
+            child = subprocess.Popen(
+                command,
+                cwd=ROOT,
+                env=environment,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+            )
+            self.children.append(child)
+
+    def finish(self):
+        outputs = [child.communicate(timeout=300)[0] for child in self.children]
+        statuses = [child.returncode for child in self.children]
+        assert statuses == [0] * len(statuses), "\n".join(outputs)
+        return outputs
+
+
+@pytest.fixture(scope="module")
+def whole(run, tmp_path_factory):
+    """The tasks of `Evaluation`, asked in one go by one process."""
+    out = tmp_path_factory.mktemp("whole")
+    asked = ("--run", run, "--tasks", "read,exists", "--batch_size", "4")
+    assert main([*map(str, ("run", *asked, "--out", out))]) == 0
+    return out / "m16-embedded-vqq"
+
+
+@pytest.mark.slow
+def test_a_kill_at_any_moment_loses_and_doubles_nothing(
+    run, whole, tmp_path, tmp_path_factory
+):
+    cache = tmp_path_factory.mktemp("cache")
+    folder = tmp_path / "m16-embedded-vqq"
+    rng = random.Random(3)
+    ledger = Ledger(folder / "read" / "ledger.jsonl")
+    for least in (1, 5):
+        started = Evaluation(run, tmp_path, cache)
+        while len(ledger.read()) < least:
+            assert started.children[0].poll() is None, started.finish()
+            time.sleep(0.01)
+        time.sleep(rng.random() * 0.05)
+        started.children[0].send_signal(signal.SIGKILL)
+        started.children[0].communicate()
+        # As if a line had been half written.
+        with ledger.file.open("ab") as file:
+            file.write(b'{"index": "read-hel')
+    Evaluation(run, tmp_path, cache).finish()
+    for task in ("read", "exists"):
+        lines = (folder / task / "ledger.jsonl").read_text().splitlines()
+        indices = [json.loads(line)["index"] for line in lines]
+        assert len(indices) == len(set(indices)) == 12
+        assert entries(folder, task) == entries(whole, task)
+        assert scores(folder, task) == scores(whole, task)
+
+
+@pytest.mark.slow
+def test_two_processes_answer_as_one(run, whole, tmp_path, tmp_path_factory):
+    cache = tmp_path_factory.mktemp("cache")
+    outputs = Evaluation(run, tmp_path, cache, processes=2, devices=2).finish()
+    assert "Results:" in outputs[0] and "Results:" not in outputs[1]
+    folder = tmp_path / "m16-embedded-vqq"
+    for task in ("read", "exists"):
+        assert entries(folder, task) == entries(whole, task)
+        assert scores(folder, task) == scores(whole, task)

@@ -1,0 +1,192 @@
+"""Asking a model every item of a task, in batches, so that nothing is lost.
+
+What was answered stands in the ledger; only what is not there is asked. A batch that
+fails is asked item by item, and an item that fails alone is a counted failure with its
+error in the ledger, never an empty answer. Where item after item fails, something else
+is wrong than the items: the evaluation ends with that error, and what was answered
+stays.
+"""
+
+import hashlib
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Protocol, runtime_checkable
+
+from tqdm import tqdm
+
+from vtscale_jax.eval.ledger import (
+    EMPTY,
+    EXCEPTION,
+    IMAGES_LEFT_OUT,
+    NO_ANSWER,
+    TRUNCATED,
+    Entry,
+    Ledger,
+)
+from vtscale_jax.eval.models import Answer, AnsweringModel, Question
+
+Explain = Callable[[BaseException], Exception | None]
+MOST_FAILURES = 16  # in a row, before the evaluation gives up
+
+
+class AskingError(ValueError):
+    """A model that fails at one item after the other."""
+
+
+@runtime_checkable
+class Items(Protocol):
+    """The items of a task, read when they are asked for; each index is there once."""
+
+    @property
+    def name(self) -> str:
+        """The task's name."""
+        ...
+
+    @property
+    def indices(self) -> Sequence[str]:
+        """Names of the items, in their order."""
+        ...
+
+    def question(self, i: int) -> Question:
+        """Item i; ValueError where it cannot be read."""
+        ...
+
+
+def ask_items(
+    model: AnsweringModel,
+    items: Items,
+    ledger: Ledger | None,
+    done: Sequence[str],
+    *,
+    reached: Callable[[str], None] = lambda _: None,
+    explain: Explain = lambda _: None,
+) -> list[Entry]:
+    """Asks all items but those `done`, and returns their entries in order.
+
+    Each batch's entries are in the `ledger` (None: kept by another process) before the
+    next is asked. `reached` is told how far it is. What `explain` makes of a model's
+    error is raised in its place (a lost host is no failure of an item). AskingError
+    after MOST_FAILURES failures without an answer between them.
+    """
+    there = set(done)
+    pending = [i for i, index in enumerate(items.indices) if index not in there]
+    entries: list[Entry] = []
+    failures = 0
+    bar = tqdm(
+        total=len(items.indices),
+        initial=len(items.indices) - len(pending),
+        desc=items.name,
+        unit="item",
+        disable=None,
+    )
+    starts = range(0, len(pending), model.batch_size)
+    chunks = [pending[start : start + model.batch_size] for start in starts]
+    # The next batch's images are decoded while the model answers this one.
+    with bar, ThreadPoolExecutor(max_workers=1) as reader:
+        coming = [reader.submit(_read, items, chunk) for chunk in chunks[:1]]
+        for place, chunk in enumerate(chunks):
+            read = coming.pop().result()
+            coming += [
+                reader.submit(_read, items, next_one)
+                for next_one in chunks[place + 1 : place + 2]
+            ]
+            made = _asked(model, items, chunk, read, explain)
+            if ledger is not None:
+                ledger.append(made)
+            entries += made
+            for entry in made:
+                failures = failures + 1 if entry.error else 0
+            if failures >= MOST_FAILURES:
+                raise AskingError(
+                    f"{items.name}: {failures} items in a row got no answer, the last "
+                    f"one, {made[-1].index!r}, because of\n  {made[-1].error}\n"
+                    "Mend that, then the same command with --retry_failures goes on; "
+                    "what was answered is kept"
+                )
+            bar.update(len(made))
+            reached(f"{items.name} {bar.n}/{bar.total}")
+    return entries
+
+
+def _read(items: Items, chunk: Sequence[int]) -> list[Question | Exception]:
+    read: list[Question | Exception] = []
+    for i in chunk:
+        try:
+            read.append(items.question(i))
+        except ValueError as error:  # what is wrong with the item's own cells
+            read.append(error)
+    return read
+
+
+def _asked(
+    model: AnsweringModel,
+    items: Items,
+    chunk: Sequence[int],
+    read: Sequence[Question | Exception],
+    explain: Explain,
+) -> list[Entry]:
+    questions = [one for one in read if isinstance(one, Question)]
+    answers = iter(_answers(model, questions, explain))
+    return [
+        _failed(items.indices[i], None, one)
+        if isinstance(one, Exception)
+        else _entry(items.indices[i], one, next(answers))
+        for i, one in zip(chunk, read, strict=True)
+    ]
+
+
+def _answers(
+    model: AnsweringModel, questions: Sequence[Question], explain: Explain
+) -> list[Answer | Exception]:
+    if not questions:
+        return []
+    try:
+        return list(model.answer(questions))
+    except Exception as error:
+        lost = explain(error)
+        if lost is not None:
+            raise lost from error
+        if len(questions) == 1:
+            return [error]
+    alone = [_answers(model, [question], explain) for question in questions]
+    return [answer for (answer,) in alone]
+
+
+def _entry(index: str, question: Question, answer: Answer | Exception) -> Entry:
+    if isinstance(answer, Exception):
+        return _failed(index, question, answer)
+    flags = []
+    if not answer.text.strip():
+        flags.append(EMPTY)
+    if not answer.ended:
+        flags.append(TRUNCATED)
+    if answer.images_seen < len(question.images):
+        flags.append(IMAGES_LEFT_OUT)
+    return Entry(
+        index,
+        prompt_sha256(question),
+        answer.text,
+        answer.prompt_tokens,
+        answer.vision_tokens,
+        len(question.images),
+        answer.images_seen,
+        tuple(flags),
+    )
+
+
+def _failed(index: str, question: Question | None, error: Exception) -> Entry:
+    digest = "" if question is None else prompt_sha256(question)
+    images = 0 if question is None else len(question.images)
+    said = f"{type(error).__name__}: {error}"
+    return Entry(index, digest, NO_ANSWER, 0, 0, images, 0, (EXCEPTION,), said)
+
+
+def prompt_sha256(question: Question) -> str:
+    """A hash of all that a model is asked: the pixels of the images, the text, and the
+    limit of the answer."""
+    digest = hashlib.sha256()
+    for image in question.images:
+        digest.update(f"{image.mode} {image.size}".encode())
+        digest.update(image.tobytes())
+    digest.update(f"\n{question.text}\n{question.max_new_tokens}".encode())
+    return digest.hexdigest()

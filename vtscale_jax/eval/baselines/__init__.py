@@ -1,0 +1,1 @@
+"""LLaVA-1.5 and what reduces its vision tokens: the baselines, on one harness."""

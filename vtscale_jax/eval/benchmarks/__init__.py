@@ -1,0 +1,1 @@
+"""The paper's fifteen benchmarks: tables, prompts, predictions, VLMEvalKit's files."""

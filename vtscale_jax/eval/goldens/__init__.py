@@ -1,0 +1,1 @@
+"""Cases that the original systems computed, checked against this package."""
