@@ -257,7 +257,7 @@ def test_few_programs_are_compiled(params):
     answering._greedy.clear_cache()
     for words in (1, 2, 9, 12, 13, 20, 21, 27, 28):
         asked.answer([Question((image(0),), "read " * words, 2)])
-    assert answering._greedy._cache_size() == 3  # text of up to 16, 24 and 32 ids
+    assert answering._greedy._cache_size() == 2  # text of up to 16 and 32 ids
 
 
 def test_features_of_several_layers_have_no_reducer(params):

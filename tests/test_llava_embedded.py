@@ -6,6 +6,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from PIL import Image
+from safetensors.numpy import load_file
 
 from configs import m256
 from vtscale_jax import paths, settings
@@ -23,15 +25,22 @@ from vtscale_jax.embedded.pretrain_llava import (
     starting_params,
 )
 from vtscale_jax.embedded.vocabulary import build_tokenizer
+from vtscale_jax.eval.baselines.answering import LlavaModel, Reading, for_generation
 from vtscale_jax.eval.baselines.llava import Llava, LlavaConfig
+from vtscale_jax.eval.baselines.named import named
 from vtscale_jax.eval.baselines.pixels import prepare
 from vtscale_jax.eval.baselines.tower import FeatureTower
+from vtscale_jax.eval.models import Question
 from vtscale_jax.layers import BlockConfig
 from vtscale_jax.optim import OptimConfig
 from vtscale_jax.tokens import QueryLayout, llm_sequence
 from vtscale_jax.views import load_image
 from vtscale_jax.vision import VisionConfig
-from vtscale_jax.weights.llava_models import EMBEDDED_VISION
+from vtscale_jax.weights.llava_models import (
+    EMBEDDED_VISION,
+    SHIPPED_FILE,
+    load_llava,
+)
 from vtscale_jax.weights.starting import read, shipped
 
 VIEW = VisionConfig(
@@ -194,7 +203,7 @@ def test_patches_are_to_be_the_words_of_their_cells():
 def test_training_moves_what_trains_and_nothing_else(tmp_path, monkeypatch):
     short = OptimConfig(steps=2, learning_rate=1e-3)
     monkeypatch.setitem(pretrain.RECIPES, "llava", short)
-    monkeypatch.setitem(pretrain.RECIPES, "llava-align", short)
+    monkeypatch.setattr(pretrain, "ALIGNMENT", short)
     monkeypatch.setattr(pretrain_llava, "PAGES_PER_BATCH", 2)
     monkeypatch.setattr(pretrain_llava, "PAGES_PER_ALIGNMENT", 2)
     monkeypatch.setattr(pretrain_llava, "HELDOUT_QUESTIONS", 2)
@@ -219,3 +228,64 @@ def test_training_moves_what_trains_and_nothing_else(tmp_path, monkeypatch):
     (tmp_path / "pretrain.json").write_text(json.dumps(about))
     with pytest.raises(ValueError, match=r"was trained from .* train it anew"):
         ship.ship_llava(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def manifest():
+    return json.loads(shipped("manifest.json").read_text())
+
+
+def test_what_ships_is_what_its_manifest_says(manifest):
+    about, file = manifest["llava"], shipped(SHIPPED_FILE)
+    tensors = load_file(file)
+    assert paths.content_hash(paths.unflatten(tensors)) == about["sha256"]
+    assert sum(leaf.size for leaf in tensors.values()) == about["parameters"]
+    assert file.stat().st_size < 3 * 2**20
+    ours = {name: manifest["files"][name]["sha256"] for name in ("clip", "llm")}
+    assert about["from"] == ours, "other weights ship now: train LLaVA anew"
+    assert about["recipe"]["steps"] == pretrain.RECIPES["llava"].steps
+    assert about["align_recipe"]["steps"] == pretrain.ALIGNMENT.steps
+    assert len(about["curve"]) > 5 and len(about["align_curve"]) > 5
+
+
+@pytest.mark.parametrize(
+    ("family", "least"),
+    [("exists", 0.8), ("locate", 0.7), ("choice", 0.7), ("count", 0.6), ("read", 0.3)],
+)
+def test_the_recorded_accuracy_is_that_of_a_model_that_sees(manifest, family, least):
+    assert manifest["llava"]["accuracy"][family] >= least
+
+
+def test_the_shipped_model_answers_as_its_manifest_says(manifest):
+    """Through the evaluation's own way of asking; and a blank page is not enough."""
+    found = load_llava("weights", "embedded")
+    params, config = for_generation(found.params, LlavaConfig(*found.fields[:6]))
+    reading = Reading("plain", "crop", found.tokenizer, None, found.end_ids)
+    model = LlavaModel(
+        params,
+        config,
+        reading,
+        reducer=named("none"),
+        n=144,
+        batch_size=32,
+        source={"weights": found.sha256},
+    )
+    source = DigitPages(
+        "heldout", num_pages=32, seed=3, families=("locate",), questions_per_page=1
+    )
+    records = [source[i] for i in range(32)]
+    blank = Image.new("RGB", (96, 96), (230, 230, 230))
+    right = {}
+    for name in ("page", "blank"):
+        asked = [
+            Question(
+                (Image.fromarray(record.image) if name == "page" else blank,),
+                record.turns[0].question,
+                8,
+            )
+            for record in records
+        ]
+        pairs = zip(model.answer(asked), records, strict=True)
+        right[name] = np.mean([a.text == r.turns[0].answer for a, r in pairs])
+    assert abs(right["page"] - manifest["llava"]["accuracy"]["locate"]) < 0.2
+    assert right["page"] - right["blank"] > 0.3

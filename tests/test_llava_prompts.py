@@ -111,6 +111,34 @@ def test_the_whole_text_is_cut_at_the_images_own_token():
             prompt_ids("hf", "it?", tokenizer, has_image=True, image_token_id=wrong)
 
 
+@pytest.mark.parity
+def test_the_same_ids_and_pixels_as_transformers_processor():
+    """Its chat template's text, its one `<image>` grown to as many as there are
+    vectors."""
+    from transformers import CLIPImageProcessorPil, LlavaProcessor
+
+    images = CLIPImageProcessorPil(
+        size={"shortest_edge": 56}, crop_size={"height": 56, "width": 56}
+    )
+    tokenizer = hf_tokenizer()
+    processor = LlavaProcessor(
+        images,
+        tokenizer,
+        patch_size=14,
+        vision_feature_select_strategy="default",
+        num_additional_image_tokens=1,
+    )
+    text = prompt_text("hf", "What is it?", has_image=True)
+    image = stripes(91, 60)
+    theirs = processor(images=image, text=text, return_tensors="np")
+    before, after = prompt_ids(
+        "hf", "What is it?", tokenizer, has_image=True, image_token_id=IMAGE_ID
+    )
+    assert theirs["input_ids"][0].tolist() == [*before, *[IMAGE_ID] * 16, *after]
+    pixels = prepare(image, 56, "crop").transpose(2, 0, 1)
+    np.testing.assert_allclose(pixels, theirs["pixel_values"][0], atol=1e-6)
+
+
 def test_the_tiny_models_words():
     tokenizer = build_tokenizer()
     ids = tokenizer.get_vocab()
@@ -174,7 +202,7 @@ def test_a_square_is_the_same_in_both():
 
 @pytest.mark.parity
 @pytest.mark.parametrize("size", [(336, 336), (500, 333), (91, 640), (17, 5)])
-def test_the_same_bits_as_clips_processor(size):
+def test_the_same_pixels_as_clips_processor(size):
     from transformers import CLIPImageProcessorPil
 
     pixels = np.random.default_rng(3).integers(0, 256, (size[1], size[0], 3), np.uint8)

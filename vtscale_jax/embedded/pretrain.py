@@ -47,10 +47,11 @@ RECIPES = {
         b2=0.98,
         rate_rules=((r"vision/.*", 0.3), (r".*", 1.0)),
     ),
-    "llava-align": OptimConfig(
-        steps=800, learning_rate=1e-3, warmup=0.05, weight_decay=0.01, b2=0.98
-    ),
 }
+# Before "llava": its patches and the LLM's words.
+ALIGNMENT = OptimConfig(
+    steps=800, learning_rate=1e-3, warmup=0.05, weight_decay=0.01, b2=0.98
+)
 
 Loss = Callable[[dict, Any], tuple[jax.Array, dict[str, jax.Array]]]
 
@@ -205,7 +206,7 @@ def _pretrain_llava(
         return pretrain_llava.page_loss(model, {**params, **frozen}, batch)
 
     cells = pretrain_llava.cell_batches(seed + 2, page[0])
-    params = fit(cell_loss, params, cells, RECIPES["llava-align"], folder / "align")
+    params = fit(cell_loss, params, cells, ALIGNMENT, folder / "align")
     pages = pretrain_llava.PAGES_PER_BATCH
     source = pretrain_llava.batches(seed + 1, *page, pages)
     params = fit(loss, params, source, recipe, folder)
@@ -216,4 +217,5 @@ def _pretrain_llava(
         name: pretrain_llava.shipped_hash(file)
         for name, file in zip(("clip", "llm"), starts, strict=True)
     }
-    return params, {"accuracy": accuracy, "from": origin}
+    more = {"align_recipe": vars(ALIGNMENT), "from": origin}
+    return params, {"accuracy": accuracy, **more}

@@ -146,12 +146,19 @@ def model_name(run: str, config: ConfigDict, trained_inputs: str) -> str:
 
 
 def rung(length: int, shortest: int) -> int:
-    """The smallest of `shortest` · (1, 1.5, 2, 3, 4, 6, 8, …) that holds `length`: at
-    most a third of it is padding, and lengths up to L have about 2·log₂ L sizes."""
-    size = shortest
+    """The length that holds `length`: a multiple of `shortest` up to eight of them,
+    then the smallest of 8, 12, 16, 24, 32, … of them, of which at most a third is
+    padding. Lengths up to L have about 8 + 2·log₂ L sizes.
+
+    >>> [rung(length, 16) for length in (1, 16, 70, 128, 129, 200, 300)]
+    [16, 16, 80, 128, 192, 256, 384]
+    """
+    if length <= 8 * shortest:
+        return shortest * max(1, -(-length // shortest))
+    size = 8 * shortest
     while size < length:
         half = size * 3 // 2
-        if half > size and half >= length:
+        if half >= length:
             return half
         size *= 2
     return size

@@ -15,7 +15,6 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from vtscale_jax import paths
 from vtscale_jax.llm import LLMConfig
 from vtscale_jax.vision import VisionConfig, VisionTower
 from vtscale_jax.weights.files.tensors import TensorSource
@@ -246,8 +245,3 @@ def import_llava(
         layout, source, llava_shapes(fields), dtype=dtype, shardings=shardings
     )
     return fields, params
-
-
-def count_parameters(params: Mapping[str, Any]) -> int:
-    """How many numbers a tree of parameters holds."""
-    return sum(leaf.size for leaf in paths.flatten(params).values())
