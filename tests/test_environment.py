@@ -1,6 +1,7 @@
 """The conditions the other tests count on are really in force."""
 
 import importlib
+import importlib.util
 import subprocess
 import sys
 import warnings
@@ -64,7 +65,17 @@ def test_golden_dir(golden_dir, repo_dir):
     assert (repo_dir / "pyproject.toml").is_file()
 
 
+# Subclasses of another project's classes; tests/test_eval_adapters.py has stand-ins.
+HARNESSES = {
+    "vtscale_jax.eval.adapters.lmms_eval": "lmms_eval",
+    "vtscale_jax.eval.adapters.vlmevalkit": "vlmeval",
+}
+
+
 @pytest.mark.parametrize("module", MODULES)
 def test_imports_cleanly(module):
+    harness = HARNESSES.get(module)
+    if harness is not None and importlib.util.find_spec(harness) is None:
+        pytest.skip(f"{harness} is not installed")
     # Without a warning, and with every annotation one that can be checked.
     assert importlib.import_module(module).__doc__
