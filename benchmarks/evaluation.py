@@ -49,9 +49,11 @@ def throughput(run: Path, number: int) -> dict[str, float]:
     from vtscale_jax.eval.ledger import Ledger
     from vtscale_jax.eval.run_model import open_run_model
     from vtscale_jax.eval.tasks_by_name import items_of
+    from vtscale_jax.parallel.host import keep_freed_memory
     from vtscale_jax.tokens import end_ids
     from vtscale_jax.trained import open_trained, run_config
 
+    keep_freed_memory()  # as the command does
     config = run_config(run)
     tasks = items_of(
         FAMILIES, config, data=None, scorer="paper", limit=number // len(FAMILIES)
