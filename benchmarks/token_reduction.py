@@ -24,47 +24,25 @@ import runpy
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
-from safetensors.numpy import load_file
 
-from vtscale_jax import paths, settings
 from vtscale_jax.ask import keep_compiled
-from vtscale_jax.embedded.pretrain_llava import page_vision
-from vtscale_jax.embedded.vocabulary import build_tokenizer
-from vtscale_jax.eval.baselines.answering import LlavaModel, Reading, for_generation
+from vtscale_jax.baseline import open_baseline
 from vtscale_jax.eval.baselines.figure import draw, table
-from vtscale_jax.eval.baselines.llava import LlavaConfig
 from vtscale_jax.eval.baselines.named import NAMES, named
 from vtscale_jax.eval.baselines.reducers import ReducerError
 from vtscale_jax.eval.family_items import FAMILIES
 from vtscale_jax.eval.run_tasks import run_tasks
 from vtscale_jax.eval.tasks_by_name import items_of
 from vtscale_jax.metrics import wilson_interval
+from vtscale_jax.parallel.host import keep_freed_memory
 from vtscale_jax.parallel.hosts.processes import start
 from vtscale_jax.run_folder import RunFolder, code_version, versions
-from vtscale_jax.weights.starting import shipped
 
 ROOT = Path(__file__).resolve().parent.parent
 BUDGETS = (1, 2, 4, 8, 16, 32, 64)
 OWN_SCORES = "benchmarks/results/scaling/embedded/scores.csv"
 OWN_INPUTS = ("vqq", "vq_ft")
-
-
-def tiny_llava(weights: Path, base: Any) -> tuple[dict, LlavaConfig, dict[str, Any]]:
-    """Parameters (with the LLM's), sizes, and which weights they are."""
-    if not weights.is_file():
-        raise SystemExit(
-            f"--weights {weights} is not there: train the tiny LLaVA with python -m "
-            "vtscale_jax.embedded pretrain llava, and give its weights.safetensors"
-        )
-    model = settings.model_config(base, "float32")
-    files = {"llava": weights, "llm": shipped("llm.safetensors")}
-    held = {name: paths.unflatten(load_file(file)) for name, file in files.items()}
-    source = {f"{name}_sha256": paths.content_hash(tree) for name, tree in held.items()}
-    params = jax.tree.map(lambda x: x.astype(np.float32), held["llava"] | held["llm"])
-    config = LlavaConfig(page_vision(model.vision), model.llm)
-    return *for_generation(params, config), source
 
 
 def settled(num_patches: int) -> tuple[list[tuple[str, int]], list[dict[str, Any]]]:
@@ -140,25 +118,16 @@ def own_scores(file: Path) -> list[dict[str, Any]]:
 
 def measure(args: argparse.Namespace) -> dict[str, Any]:
     """Asks what was not asked yet, and gathers everything."""
-    base = runpy.run_path(str(ROOT / "configs" / "base.py"))["get_config"]("m=64")
-    params, config, source = tiny_llava(args.weights, base)
-    tasks = items_of(FAMILIES, base, data=None, scorer="current", limit=args.questions)
-    tokenizer: Any = build_tokenizer()
-    end: int = tokenizer.eos_token_id
-    reading = Reading("plain", "crop", tokenizer, None, (end,))
-    to_do, not_possible = settled(config.num_patches)
+    get_config = runpy.run_path(str(ROOT / "configs" / "llava.py"))["get_config"]
+    base = get_config()
+    tasks = items_of(FAMILIES, base, data=None, scorer="paper", limit=args.questions)
+    whole = open_baseline(base, args.batch_size)
+    patches = whole.plan.num_patches
+    to_do, not_possible = settled(patches)
     rows = []
     with start(about={}) as processes:
         for number, (name, n) in enumerate(to_do, 1):
-            model = LlavaModel(
-                params,
-                config,
-                reading,
-                reducer=named(name),
-                n=n,
-                batch_size=args.batch_size,
-                source=source,
-            )
+            model = open_baseline(get_config(f"reducer={name},n={n}"), args.batch_size)
             print(f"{number} of {len(to_do)}: {name}, {n} tokens", flush=True)
             title = f"{name}-n{n}"
             run_tasks(model, tasks, args.work, title, processes)
@@ -166,11 +135,13 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
             rows.append(measured(folder, name, n, model.plan.extension))
     return {
         "questions": args.questions,
-        "patches": config.num_patches,
+        "patches": patches,
         "max_new_tokens": base.eval.max_new_tokens,
         "questions_sha256": {task.name: task.fingerprint for task in tasks},
-        "llava": source,
-        "prompt": reading.prompt,
+        "llava": {
+            name: whole.identity[name]
+            for name in ("weights_sha256", "prompt", "pixels")
+        },
         "own_source": OWN_SCORES,
         "code": code_version(),
         "versions": versions(),
@@ -184,17 +155,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--questions", type=int, default=512, help="of each family")
     parser.add_argument("--batch_size", type=int, default=64)
-    parser.add_argument(
-        "--weights",
-        type=Path,
-        default=shipped("llava.safetensors"),
-        help="tower and projector of the tiny LLaVA (default: shipped)",
-    )
     results = ROOT / "benchmarks" / "results" / "token_reduction"
     parser.add_argument("--out", type=Path, default=results)
     parser.add_argument("--work", type=Path, default=ROOT / "runs" / "token_reduction")
     args = parser.parse_args()
     keep_compiled()
+    keep_freed_memory()
     result = measure(args)
     args.out.mkdir(parents=True, exist_ok=True)
     (args.out / "results.json").write_text(json.dumps(result, indent=1) + "\n")

@@ -12,6 +12,9 @@ from vtscale_jax.eval.__main__ import main
 from vtscale_jax.eval.baselines.named import NAMES
 from vtscale_jax.eval.ledger import Ledger
 
+# ml_collections loads config files by a method that Python 3.12 will not have.
+pytestmark = pytest.mark.filterwarnings("ignore:the load_module")
+
 GOLDEN = Path(__file__).parent / "golden"
 ASKED = ("--tasks", "exists,count", "--limit", "8", "--batch_size", "8")
 
@@ -55,7 +58,7 @@ def test_the_llm_sees_exactly_n_tokens(tmp_path, capsys, words, tokens):
     assert all(entry.error is None for entry in found.values())
     identity = json.loads((folder / "evaluation.json").read_text())["model"]
     assert identity["reducer"]["n"] == identity["vision_tokens"] == tokens
-    assert (identity["reducer"]["extension"] is None) == ("n=7" not in words)
+    assert bool(identity["reducer"]["extension"]) == ("n=7" in words)
     # It is there: nothing is asked again, and another model is refused.
     before = (folder / "exists" / "ledger.jsonl").read_bytes()
     assert said(capsys, *asked)[0] == 0
@@ -74,7 +77,7 @@ def test_fields_are_set_on_the_command_line(tmp_path, capsys):
         identity = json.loads(
             (tmp_path / f"c{contextual}" / "evaluation.json").read_text()
         )["model"]["reducer"]
-        assert str(contextual) in json.dumps(identity["reducer"])
+        assert identity["reducer"] == {10: "visionzip", 3: "visionzip-c3"}[contextual]
 
 
 def test_what_cannot_be_asked_is_refused(tmp_path, capsys):

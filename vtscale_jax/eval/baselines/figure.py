@@ -65,7 +65,8 @@ def draw(results: Results, folder: Path) -> Path:
     for ax in panels[len(families) :]:
         ax.set_visible(False)
     figure.suptitle(
-        "Open markers: the published rule with something added, where it has no result",
+        "LLaVA was trained with all patches: reducers act on it untrained. "
+        "Open markers: a published rule with something added",
         fontsize=SMALL,
         color=INK,
     )

@@ -175,13 +175,15 @@ def _baseline_config(options: argparse.Namespace) -> Any:
                 "with it (configs/llava.py:reducer=pool,n=64)"
             )
     values = flags.FlagValues()
-    config_flags.DEFINE_config_file("config", flag_values=values)
+    words = ["eval", f"--config={options.config}", *options.overrides]
+    config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=words)
     try:
-        values(["eval", f"--config={options.config}", *options.overrides])
+        values(words)
         config: Any = values["config"].value
+        fields = set(config)  # here a file that could not be read is an error
     except (flags.Error, AttributeError, OSError, TypeError) as error:
         raise ValueError(f"--config {options.config}: {error}") from error
-    if "reducer" not in config:
+    if "reducer" not in fields:
         raise ValueError(
             f"--config {options.config} is no baseline's: give configs/llava.py, or "
             "train the model of a config first and give --run RUN"
