@@ -6,7 +6,8 @@ import re
 import pytest
 from benchmark_tables import GOLDENS, NAMES
 
-from vtscale_jax.eval.benchmarks.tasks import COMMITS, TASKS, UnknownTaskError, get_task
+from vtscale_jax.eval.benchmarks.tasks import TASKS, UnknownTaskError, get_task
+from vtscale_jax.eval.scoring.verdicts import COMMITS
 
 # By hand from the paper's wrapper: 32 for choices, yes/no and captions.
 LIMITS = {

@@ -1,1 +1,1 @@
-"""Evaluation: decoding, and scores of question families."""
+"""Evaluation: models are asked tasks, item by item, and their answers scored."""

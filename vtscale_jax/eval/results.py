@@ -25,10 +25,10 @@ from vtscale_jax.eval.ledger import (
     Entry,
 )
 from vtscale_jax.eval.scoring.score import Scored
+from vtscale_jax.eval.scoring.verdicts import Scores
 from vtscale_jax.run_folder import RunFolder
 
 EVALUATION, ITEMS, SCORES = "evaluation.json", "items.jsonl", "scores.json"
-Table = list[dict[str, Any]] | dict[str, Any]  # in the form of VLMEvalKit's scores
 FLAGS = (EXCEPTION, EMPTY, TRUNCATED, IMAGES_LEFT_OUT)
 
 
@@ -93,7 +93,7 @@ def summary(task_folder: Path) -> list[str]:
     return [head, *score_lines(found["scores"], found["intervals"])]
 
 
-def score_lines(scores: Table, intervals: Table) -> list[str]:
+def score_lines(scores: Scores, intervals: Scores) -> list[str]:
     """A line for each number, with its 95 % interval."""
     lines = []
     for row, span in zip(_rows(scores), _rows(intervals), strict=True):
@@ -115,7 +115,7 @@ def without_nan(tree: Any) -> Any:
     return None if isinstance(tree, float) and math.isnan(tree) else tree
 
 
-def _rows(table: Table) -> list[dict[str, Any]]:
+def _rows(table: Scores) -> list[dict[str, Any]]:
     return [table] if isinstance(table, dict) else table
 
 

@@ -14,6 +14,7 @@ from vtscale_jax.eval.benchmarks.tsv import TableError
 from vtscale_jax.eval.benchmarks.workbooks import write_results
 from vtscale_jax.eval.models import Question
 from vtscale_jax.eval.scoring.score import Scored, score
+from vtscale_jax.eval.scoring.verdicts import commit_name
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,8 +58,8 @@ class BenchmarkItems:
 
     @property
     def scorer(self) -> str:
-        """The version of the rules."""
-        return self.version
+        """The version of the rules, with VLMEvalKit's commit."""
+        return commit_name(self.version)
 
     @property
     def max_new_tokens(self) -> int:

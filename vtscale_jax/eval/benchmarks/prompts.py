@@ -4,9 +4,8 @@ They are the same in both versions. The answer's format is not asked for in mult
 choice, and the questions of yes/no benchmarks and OCRBench stand as the table has them.
 """
 
-import hashlib
 import string
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import pandas as pd
@@ -61,14 +60,6 @@ def image_names(task: Task, index: int | str, num_images: int) -> list[str]:
     images/SEEDBench2/7_0.jpg, 7_1.jpg, … when there are several."""
     names = [str(index)] if num_images == 1 else _numbered(index, num_images)
     return [f"images/{task.image_root}/{name}.jpg" for name in names]
-
-
-def prompt_sha256(messages: Sequence[Mapping[str, str]]) -> str:
-    """A hash of a message: its parts in order, with their types."""
-    digest = hashlib.sha256()
-    for part in messages:
-        digest.update(f"{part['type']}\0{part['value']}\0".encode())
-    return digest.hexdigest()
 
 
 def _numbered(index: int | str, number: int) -> list[str]:

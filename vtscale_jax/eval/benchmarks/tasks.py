@@ -8,14 +8,9 @@ import difflib
 from collections.abc import Mapping
 from typing import Literal, NamedTuple
 
-Version = Literal["paper", "current"]
-Kind = Literal["yes_no", "multiple_choice", "ocr", "caption", "open"]
+from vtscale_jax.eval.scoring.verdicts import Version
 
-# The commits of VLMEvalKit that the two versions follow.
-COMMITS: Mapping[Version, str] = {
-    "paper": "0ff0c3e720913532065398c31df1357de496bd75",
-    "current": "e8e78f05f3080fe28154f2130321f17951c3be94",
-}
+Kind = Literal["yes_no", "multiple_choice", "ocr", "caption", "open"]
 
 
 class UnknownTaskError(ValueError):

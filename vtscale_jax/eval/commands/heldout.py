@@ -5,6 +5,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from vtscale_jax.eval.commands.arguments import whole_number
+
 EXAMPLE = """\
 example:
   $ python -m vtscale_jax.eval heldout --run runs/m64-embedded --inputs vq \\
@@ -42,13 +44,13 @@ def add(commands: Any) -> None:
     )
     parser.add_argument(
         "--num_queries",
-        type=_whole,
+        type=whole_number,
         metavar="M",
         help="only the first M of the run's queries (default: all)",
     )
     parser.add_argument(
         "--questions",
-        type=_whole,
+        type=whole_number,
         metavar="N",
         help="of every family (default: as many as the run asked)",
     )
@@ -84,9 +86,3 @@ def run(options: argparse.Namespace, start: Callable[..., Any]) -> None:
         )
         print("\n".join(summary(options.out)))
         print(f"Scores: {options.out / 'evaluation.json'}")
-
-
-def _whole(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is no whole number of at least 1")
-    return int(text)

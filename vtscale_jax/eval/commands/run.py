@@ -1,16 +1,18 @@
-"""`python -m vtscale_jax.eval run`: tasks by name, on a run of this package."""
+"""`python -m vtscale_jax.eval run`: tasks by name, on a run or a baseline."""
 
 import argparse
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from vtscale_jax.eval.commands.arguments import whole_number
+
 EXAMPLE = """\
 example:
   $ python -m vtscale_jax.eval run --run runs/m64-embedded --tasks read,exists
-  runs/m64-embedded: M = 64, float32, 64 questions at once
+  m64-embedded-vqq: 8 questions at once
   read: 512 items, scorer exact words, 64 vision tokens
-    Overall                        0.8809  (0.8499 to 0.9061)
+    Overall                                            0.8809  (0.8499 to 0.9061)
   …
   Results: runs/benchmarks/m64-embedded-vqq
   $ python -m vtscale_jax.eval run --run runs/m256-paper --tasks POPE,ChartQA_TEST \\
@@ -24,9 +26,10 @@ def add(commands: Any) -> None:
     parser = commands.add_parser(
         "run",
         help="benchmarks and families of Digit Pages, with a ledger of every item",
-        description="Asks a finished run every item of the tasks, greedily and with "
-        "the paper's limits, and scores the answers as VLMEvalKit does. What is "
-        "answered is kept as it comes: the same command goes on after an interruption.",
+        description="Asks a model (a finished run, or a baseline) every item of the "
+        "tasks, greedily and with the paper's limits, and scores the answers as "
+        "VLMEvalKit does. What is answered is kept as it comes: the same command goes "
+        "on after an interruption.",
         epilog=EXAMPLE,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -69,13 +72,19 @@ def add(commands: Any) -> None:
         help="the fusion decoder sees the question or not (default: as trained)",
     )
     parser.add_argument(
-        "--num_queries", type=_whole, metavar="M", help="the first M of the run's"
+        "--num_queries", type=whole_number, metavar="M", help="the first M of the run's"
     )
     parser.add_argument(
-        "--batch_size", type=_whole, metavar="B", help="questions at once (default: 8)"
+        "--batch_size",
+        type=whole_number,
+        metavar="B",
+        help="questions at once (default: 8)",
     )
     parser.add_argument(
-        "--limit", type=_whole, metavar="N", help="only the first N items of each task"
+        "--limit",
+        type=whole_number,
+        metavar="N",
+        help="only the first N items of each task",
     )
     parser.add_argument(
         "--retry_failures",
@@ -195,9 +204,3 @@ def _open_baseline(options: argparse.Namespace, config: Any) -> tuple[Any, str]:
     from vtscale_jax.baseline import open_baseline
 
     return open_baseline(config, options.batch_size or 8), config.name
-
-
-def _whole(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is no whole number of at least 1")
-    return int(text)
