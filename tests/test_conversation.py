@@ -17,9 +17,9 @@ from vtscale_jax.conversation import (
     TextConversation,
 )
 from vtscale_jax.embedded.vocabulary import build_tokenizer
+from vtscale_jax.encoding import encode
 from vtscale_jax.eval.decoding import greedy
 from vtscale_jax.llm import unstack
-from vtscale_jax.loader import encode
 from vtscale_jax.stages import get_stage
 from vtscale_jax.tokens import end_ids
 from vtscale_jax.types import Turn

@@ -21,7 +21,7 @@ from vtscale_jax.divergence.pairs.images import (
 from vtscale_jax.divergence.pairs.schemas import BadRow, PairsError
 from vtscale_jax.divergence.result import read_result
 from vtscale_jax.divergence.vision_branches import VisionBranches
-from vtscale_jax.loader import encode
+from vtscale_jax.encoding import encode
 from vtscale_jax.tokens import llm_slots
 from vtscale_jax.trained import open_trained
 from vtscale_jax.vlm import VLM

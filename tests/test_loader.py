@@ -8,7 +8,8 @@ import pytest
 from test_tokens import word_tokenizer
 
 from vtscale_jax.collate import BatchSpec, Encoded, collate, fit_buckets
-from vtscale_jax.loader import Encoding, SampleError, Stream, encode
+from vtscale_jax.encoding import Encoding, SampleError, encode
+from vtscale_jax.loader import Stream
 from vtscale_jax.tokens import (
     QueryLayout,
     answer_sequences,

@@ -32,7 +32,7 @@ HOST = (
         "tokens",
         "views",
     ),
-    *("collate", "loader"),
+    *("collate", "encoding", "loader"),
 )
 TOWERS = ("vision", "text_tower", "fusion", "llm")
 DEVICE = (

@@ -15,8 +15,8 @@ from small_runs import manifest, rows, small_config
 
 from vtscale_jax import paths, settings
 from vtscale_jax.assemble import assemble, open_source
+from vtscale_jax.encoding import encode
 from vtscale_jax.eval.families import is_correct
-from vtscale_jax.loader import encode
 from vtscale_jax.next_commands import next_stage
 from vtscale_jax.parallel.mesh import make_mesh, spread
 from vtscale_jax.run_folder import RunFolder, RunFolderError

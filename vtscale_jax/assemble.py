@@ -15,7 +15,8 @@ from vtscale_jax import settings
 from vtscale_jax.collate import BatchSpec, collate, fit_buckets
 from vtscale_jax.embedded.digit_pages import DigitPages, PageConfig, blank_page
 from vtscale_jax.embedded.vocabulary import build_tokenizer
-from vtscale_jax.loader import Encoding, Source, Stream, encode
+from vtscale_jax.encoding import Encoding, encode
+from vtscale_jax.loader import Source, Stream
 from vtscale_jax.records import JSONLSource
 from vtscale_jax.tokens import QueryLayout, Tokenizer
 from vtscale_jax.types import WHOLE, Batch, Record, Shards

@@ -23,9 +23,9 @@ import jinja2
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
+from vtscale_jax.encoding import Encoding, encode_questions
 from vtscale_jax.generate import Sampling
 from vtscale_jax.layers import empty_caches
-from vtscale_jax.loader import Encoding, encode_questions
 from vtscale_jax.stream import ConversationError, Reply, Row, Vectors, padded_length
 from vtscale_jax.tokens import (
     QueryLayout,

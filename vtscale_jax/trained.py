@@ -12,8 +12,8 @@ from transformers import PreTrainedTokenizerBase
 from vtscale_jax import paths, settings
 from vtscale_jax.assemble import Parts, assemble, prompts_encoding
 from vtscale_jax.config_files import config_file
+from vtscale_jax.encoding import Encoding
 from vtscale_jax.llm import quantize, unstack
-from vtscale_jax.loader import Encoding
 from vtscale_jax.parallel.mesh import make_mesh, place, spread, to_host
 from vtscale_jax.program import Program, shardings
 from vtscale_jax.run_folder import RunFolder

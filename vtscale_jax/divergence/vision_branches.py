@@ -21,7 +21,7 @@ from vtscale_jax.divergence.pairs.images import ImagePair, readable
 from vtscale_jax.divergence.pairs.rows import check_share
 from vtscale_jax.divergence.pairs.schemas import BadRow, PairsError
 from vtscale_jax.divergence.states import FINAL, Rows, branch_states, through_layer
-from vtscale_jax.loader import encode
+from vtscale_jax.encoding import encode
 from vtscale_jax.tokens import llm_slots
 from vtscale_jax.trained import Trained
 from vtscale_jax.types import FusionInput, Record, Turn

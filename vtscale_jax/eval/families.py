@@ -13,8 +13,8 @@ from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
 from vtscale_jax.collate import BatchSpec, collate
+from vtscale_jax.encoding import Encoding, encode
 from vtscale_jax.eval.decoding import Answer, answers, greedy
-from vtscale_jax.loader import Encoding, encode
 from vtscale_jax.metrics import wilson_interval
 from vtscale_jax.tokens import QueryLayout, as_prompt
 from vtscale_jax.types import Record

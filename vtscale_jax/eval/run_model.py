@@ -16,9 +16,9 @@ from ml_collections import ConfigDict
 
 from vtscale_jax.assemble import prompts_encoding
 from vtscale_jax.collate import PACKED_AXES, BatchSpec, Encoded, collate, needs_of
+from vtscale_jax.encoding import Encoding, encode
 from vtscale_jax.eval.decoding import answers, greedy
 from vtscale_jax.eval.models import Answer, Question
-from vtscale_jax.loader import Encoding, encode
 from vtscale_jax.run_folder import RunFolder
 from vtscale_jax.tokens import QueryLayout, as_prompt, llm_slots
 from vtscale_jax.trained import RunError, open_on_mesh
