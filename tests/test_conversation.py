@@ -9,7 +9,8 @@ from PIL import Image
 from configs.base import with_queries
 from vtscale_jax import settings
 from vtscale_jax.assemble import assemble, family_questions, prompts_encoding
-from vtscale_jax.collate import collate, fit_buckets
+from vtscale_jax.buckets import fit_buckets
+from vtscale_jax.collate import collate
 from vtscale_jax.conversation import (
     Answering,
     ConversationError,

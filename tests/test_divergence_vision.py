@@ -11,7 +11,8 @@ from PIL import Image
 from written_runs import write_run
 
 from vtscale_jax.assemble import family_questions
-from vtscale_jax.collate import collate, fit_buckets
+from vtscale_jax.buckets import fit_buckets
+from vtscale_jax.collate import collate
 from vtscale_jax.divergence.__main__ import _pages, main
 from vtscale_jax.divergence.pairs.images import (
     by_twos,

@@ -31,10 +31,10 @@ from vtscale_jax.eval.baselines.named import named
 from vtscale_jax.eval.baselines.pixels import prepare
 from vtscale_jax.eval.baselines.tower import FeatureTower
 from vtscale_jax.eval.models import Question
+from vtscale_jax.images import load_image
 from vtscale_jax.layers import BlockConfig
 from vtscale_jax.optim import OptimConfig
 from vtscale_jax.tokens import QueryLayout, llm_sequence
-from vtscale_jax.views import load_image
 from vtscale_jax.vision import VisionConfig
 from vtscale_jax.weights.llava_models import (
     EMBEDDED_VISION,

@@ -28,9 +28,9 @@ from vtscale_jax.conversation import (
     Timing,
 )
 from vtscale_jax.generate import Sampling
+from vtscale_jax.images import load_image
 from vtscale_jax.tokens import Tokenizer, end_ids
 from vtscale_jax.trained import open_trained
-from vtscale_jax.views import load_image
 from vtscale_jax.weights.fetch import cache_folder
 from vtscale_jax.weights.language_models import load_language_model
 

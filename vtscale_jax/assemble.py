@@ -12,9 +12,13 @@ from ml_collections import ConfigDict
 from transformers import PreTrainedTokenizerBase
 
 from vtscale_jax import settings
-from vtscale_jax.collate import BatchSpec, collate, fit_buckets
+from vtscale_jax.buckets import fit_buckets
+from vtscale_jax.collate import BatchSpec, collate
+from vtscale_jax.data.array_record_source import ArrayRecordSource
+from vtscale_jax.data.mixture import Mixture
 from vtscale_jax.embedded.digit_pages import DigitPages, PageConfig, blank_page
 from vtscale_jax.embedded.vocabulary import build_tokenizer
+from vtscale_jax.encoders import Encoder, Here, Workers, readable
 from vtscale_jax.encoding import Encoding, encode
 from vtscale_jax.loader import Source, Stream
 from vtscale_jax.records import JSONLSource
@@ -28,6 +32,12 @@ from vtscale_jax.weights.pretrained import open_pretrained
 # Held-out pages of the evaluation, of its quick version while training, and of the
 # loss are drawn with seeds of their own.
 HELDOUT_SEEDS = {"loss": 1, "quick": 2, "final": 3}
+# Data in files by data.name: what data.path and data.heldout_path name.
+STORED = {
+    "jsonl": "a JSONL file of records",
+    "array_record": "a folder packed by prepare --store arrayrecord",
+    "mixture": "a mixture.json",
+}
 PROBED = 64  # first records of a source that batch shapes are fitted to
 
 
@@ -74,20 +84,33 @@ def open_source(config: ConfigDict, split: str) -> Source:
             families=tuple(data.families),
             questions_per_page=data.questions_per_page,
         )
-    if data.name == "jsonl":
-        field = "path" if split == "train" else "heldout_path"
-        if not data[field]:
-            raise ValueError(
-                f"data.{field} is empty, expected a JSONL file of records: "
-                f"--config.data.{field}=FILE --config.data.image_root=FOLDER"
-            )
+    if data.name not in STORED:
+        raise ValueError(
+            f"data.name is {data.name!r}, expected digit_pages, {', '.join(STORED)}"
+        )
+    field = "path" if split == "train" else "heldout_path"
+    path, image_root = data[field], data.image_root or None
+    if not path:
+        raise ValueError(
+            f"data.{field} is empty, expected {STORED[data.name]}: "
+            f"--config.data.{field}=PATH (and, where images are in files of their own, "
+            "--config.data.image_root=FOLDER)"
+        )
+    if data.name == "array_record":
+        source = ArrayRecordSource(path)
+    elif data.name == "mixture":
+        source = Mixture(path, image_root=image_root)
+        if split == "train":
+            source.check_subset(config.seed, data.subset)
+    else:
         # A record without image is no reason to drop it here: where the stage needs
         # one (data.require_image), the loader stops at it by name.
-        source = JSONLSource(data[field], image_root=data.image_root or None)
+        source = JSONLSource(path, image_root=image_root)
         left_out = ", ".join(f"{n:,} {why}" for why, n in source.rejected.items())
-        print(f"{data[field]}: {len(source):,} records; left out: {left_out or 'none'}")
+        print(f"{path}: {len(source):,} records; left out: {left_out or 'none'}")
         return source
-    raise ValueError(f"data.name is {data.name!r}, expected digit_pages or jsonl")
+    print(f"{path}: {len(source):,} records")
+    return source
 
 
 def family_questions(
@@ -150,13 +173,15 @@ class Parts:
         num_queries: int,
         batch_size: int,
         shards: Shards = WHOLE,
+        *,
+        packed: bool = False,
     ) -> BatchSpec:
-        """Batch shapes fitted to the records `probe`."""
+        """Batch shapes fitted to the records `probe`; `packed`: see `fit_buckets`."""
         data, layout = self.config.data, self.layout(num_queries)
         # Pages all have the same views; other images need not show their most here.
         pages = data.name == "digit_pages"
         return fit_buckets(
-            [encode(record, encoding, layout) for record in probe],
+            readable(probe, encoding, layout),
             batch_size=batch_size,
             tokens_per_crop=self.tokens_per_crop,
             shard_count=shards.feeders,
@@ -164,6 +189,7 @@ class Parts:
             headroom=data.headroom,
             most_crops=None if pages else 1 + data.max_local_views,
             longest_answer=encoding.max_answer_length,
+            packed=packed,
         )
 
     def training_shapes(
@@ -171,7 +197,10 @@ class Parts:
     ) -> BatchSpec:
         """Shapes of training batches with M = `num_queries`, fitted to `probe`."""
         size = self.config.data.batch_size
-        return self.buckets(probe, self.encoding, num_queries, size, shards)
+        packed = self.config.data.pack and self.config.stage != "align"
+        return self.buckets(
+            *(probe, self.encoding, num_queries, size, shards), packed=packed
+        )
 
     def stream(
         self,
@@ -180,8 +209,10 @@ class Parts:
         num_queries: int,
         start_step: int,
         shards: Shards = WHOLE,
+        encoder: Encoder | None = None,
     ) -> Stream:
-        """Training batches from `start_step` on, with M = `num_queries`."""
+        """Training batches from `start_step` on, with M = `num_queries`, of samples
+        that `encoder` makes (see `encoder`)."""
         data, seed = self.config.data, self.config.seed
         return Stream(
             source,
@@ -192,8 +223,17 @@ class Parts:
             subset=(seed, data.subset),
             start_step=start_step,
             shards=shards,
+            encoder=encoder,
             num_threads=data.num_threads,
+            prefetch=data.prefetch,
         )
+
+    def encoder(self, source: Source) -> Encoder:
+        """What makes samples of the records of `source`; to be closed."""
+        number = self.config.data.num_workers
+        if number == 0:
+            return Here(source, self.encoding)
+        return Workers(source, self.encoding, number)
 
     def heldout_batches(
         self,
@@ -233,6 +273,7 @@ def assemble(config: ConfigDict, vision: VisionConfig) -> Parts:
         fusion_tokenizer=cast(Tokenizer, fusion_tokenizer),
         view_size=vision.image_size,
         max_local_views=config.data.max_local_views,
+        views=config.data.views,
         llm_tokenizer=cast(Tokenizer | None, llm_tokenizer),
         template=config.data.template,
         question=settings.question_mode(config),

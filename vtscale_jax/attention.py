@@ -8,7 +8,9 @@ from jaxtyping import Array, Bool, Float, Int
 
 
 def causal_mask(
-    keep: Bool[Array, "B S"], window: int | None = None
+    keep: Bool[Array, "B S"],
+    window: int | None = None,
+    segments: Int[Array, "B S"] | None = None,
 ) -> Bool[Array, "B 1 S S"]:
     """Who may look at whom in a right-padded causal row (True = may).
 
@@ -18,10 +20,14 @@ def causal_mask(
         1 1 0 0                         with window 2:  1 1 0 0
         1 1 1 0                                         0 1 1 0
         1 1 1 0    <- a padding query; nothing reads its output
+
+    With `segments` a token sees those of its own segment only.
     """
     places = jnp.arange(keep.shape[-1])
-    causal = sees(places, places, window)
-    return causal[None, None] & keep[:, None, None, :]
+    mask = sees(places, places, window)[None, None] & keep[:, None, None, :]
+    if segments is not None:
+        mask &= (segments[:, :, None] == segments[:, None, :])[:, None]
+    return mask
 
 
 def sees(

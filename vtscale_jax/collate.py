@@ -9,11 +9,12 @@ too long for the largest size is an error.
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, UInt8
 
+from vtscale_jax.packing import pack
 from vtscale_jax.tokens import fusion_slots, llm_slots, loss_targets
 from vtscale_jax.types import (
     AnswerInput,
@@ -21,6 +22,7 @@ from vtscale_jax.types import (
     FusionInput,
     Kind,
     LLMInput,
+    Packing,
     Shards,
     TokenSequence,
 )
@@ -35,11 +37,13 @@ ROW_AXES = {
     "loss_positions": "A",
     "answer_length": "L",
 }
+# Rows of the language model; without sizes there is one for each sample.
+LLM_ROWS = {"llm_rows": "J"}
 _SHARED = ("crops", "fusion_length", "query_slots")
 STAGE_AXES: dict[str, tuple[str, ...]] = {
     "align": (*_SHARED, "answers", "answer_length"),
-    "finetune": (*_SHARED, "llm_length", "loss_positions"),
-    "adapt": (*_SHARED, "llm_length", "loss_positions"),
+    "finetune": (*_SHARED, "llm_length", "loss_positions", "llm_rows"),
+    "adapt": (*_SHARED, "llm_length", "loss_positions", "llm_rows"),
 }
 
 
@@ -47,12 +51,13 @@ class Encoded(NamedTuple):
     """One sample, ready to be batched.
 
     `crops` are its views, the global one first, and empty (`V == 0`) for a sample
-    without image. `fusion` does not include the vision tokens. `llm` is there in
-    finetune and adapt, `answers` in align.
+    without image; normalised, or uint8 for the vision tower to normalise. `fusion` does
+    not include the vision tokens. `llm` is there in finetune and adapt, `answers` in
+    align.
     """
 
     id: str
-    crops: Float[np.ndarray, "V height width 3"]
+    crops: Float[np.ndarray, "V height width 3"] | UInt8[np.ndarray, "V height width 3"]
     fusion: TokenSequence
     llm: TokenSequence | None = None
     answers: tuple[TokenSequence, ...] | None = None
@@ -64,7 +69,9 @@ class BatchSpec:
     tokens of a view, and for each other axis its allowed sizes.
 
     `crops` and `answers` count those of one host's rows together; the others are the
-    length of a row. Axes that the stage does not use may stay empty.
+    length of a row. Axes that the stage does not use may stay empty. With `llm_rows`
+    samples share the rows of the language model (see `packing`); its largest size is
+    then the number of a host's samples, and other LLM axes have one size.
     """
 
     batch_size: int
@@ -76,6 +83,7 @@ class BatchSpec:
     loss_positions: tuple[int, ...] = ()
     answers: tuple[int, ...] = ()
     answer_length: tuple[int, ...] = ()
+    llm_rows: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         for field in fields(self):
@@ -89,14 +97,16 @@ class BatchSpec:
 
     def num_shapes(self, stage: str) -> int:
         """How many different shapes batches of `stage` can have."""
-        return math.prod(len(getattr(self, axis)) for axis in STAGE_AXES[stage])
+        sizes = [getattr(self, axis) for axis in STAGE_AXES[stage]]
+        return math.prod(len(size) for size in sizes if size)
 
     def describe(self, stage: str) -> str:
         """The allowed sizes and the number of shapes, in a line for the log."""
-        letters = PACKED_AXES | ROW_AXES
+        letters = PACKED_AXES | ROW_AXES | LLM_ROWS
         sizes = [
             f"{letters[axis]} {'|'.join(map(str, getattr(self, axis)))}"
             for axis in STAGE_AXES[stage]
+            if getattr(self, axis)
         ]
         return (
             f"B {self.batch_size}, T {self.tokens_per_crop}, {', '.join(sizes)}: "
@@ -110,7 +120,7 @@ class BatchSpec:
 
     def largest(self) -> "BatchSpec":
         """The same with only the largest size of each axis: one shape."""
-        axes = PACKED_AXES | ROW_AXES
+        axes = PACKED_AXES | ROW_AXES | LLM_ROWS
         return replace(self, **{axis: getattr(self, axis)[-1:] for axis in axes})
 
 
@@ -140,18 +150,26 @@ def collate(
     sizes = _chosen_sizes(samples, spec)
     fusion = _fusion_input(samples, spec, sizes, rows)
     if samples[0].llm is not None:
-        return Batch(fusion, llm=_llm_input(samples, sizes))
+        llm = _llm_input(samples, sizes)
+        return Batch(fusion, llm=pack(llm, spec.llm_rows) if spec.llm_rows else llm)
     if samples[0].answers is not None:
         return Batch(fusion, answers=_answer_input(samples, sizes, rows))
     return Batch(fusion)
 
 
 def blank_batch(
-    spec: BatchSpec, stage: str, view_size: int, *, hosts: int = 1
+    spec: BatchSpec,
+    stage: str,
+    view_size: int,
+    *,
+    hosts: int = 1,
+    crop_dtype: Any = np.float32,
 ) -> Batch:
     """A global batch of the largest shapes, of zeros that take no memory: for tracing
-    and compiling without data. `view_size` in pixels."""
-    sizes = {axis: getattr(spec, axis)[-1] for axis in STAGE_AXES[stage]}
+    and compiling without data. `view_size` in pixels; `crop_dtype` is the encoding's.
+    """
+    axes = [axis for axis in STAGE_AXES[stage] if getattr(spec, axis)]
+    sizes = {axis: getattr(spec, axis)[-1] for axis in axes}
     sizes = {a: n * hosts if a in PACKED_AXES else n for a, n in sizes.items()}
     B, C = spec.batch_size, sizes["crops"]
 
@@ -159,7 +177,7 @@ def blank_batch(
         return np.broadcast_to(np.zeros((), dtype), shape)
 
     fusion = FusionInput(
-        crops=zeros(C, view_size, view_size, 3, dtype=np.float32),
+        crops=zeros(C, view_size, view_size, 3, dtype=crop_dtype),
         crop_row=zeros(C),
         crop_rank=zeros(C),
         ids=zeros(B, sizes["fusion_length"]),
@@ -172,72 +190,12 @@ def blank_batch(
         mask = zeros(R, dtype=np.bool_)
         answers = AnswerInput(zeros(R, L), zeros(R, L), row, row, row, mask)
         return Batch(fusion, answers=answers)
-    S, A = sizes["llm_length"], sizes["loss_positions"]
-    loss = zeros(B, A)
-    mask = zeros(B, A, dtype=np.bool_)
-    llm = LLMInput(zeros(B, S), zeros(B, S), fusion.slots, loss, loss, mask)
+    S, A, J = sizes["llm_length"], sizes["loss_positions"], sizes.get("llm_rows", B)
+    loss, ids = zeros(J, A), zeros(J, S)
+    mask = zeros(J, A, dtype=np.bool_)
+    packing = Packing(zeros(B), ids, ids) if spec.llm_rows else None
+    llm = LLMInput(ids, ids, fusion.slots, loss, loss, mask, packing)
     return Batch(fusion, llm=llm)
-
-
-def fit_buckets(
-    probe: Sequence[Encoded],
-    *,
-    batch_size: int,
-    tokens_per_crop: int,
-    shard_count: int = 1,
-    devices: int = 1,
-    headroom: float = 1.25,
-    multiple: int = 16,
-    most_crops: int | None = None,
-    longest_answer: int | None = None,
-) -> BatchSpec:
-    """A `BatchSpec` from a handful of encoded samples: few sizes, little padding.
-
-    The largest size holds the longest probed sample with `headroom` for text that is
-    longer; query slots and answers per sample have none, so probe samples with the
-    most turns. `most_crops` is how many views a sample can have where the probe may not
-    show it, `longest_answer` the most tokens that the text tower has positions for.
-    Crops, fusion length and LLM length also get a smaller size when half of
-    the batches can do with at most 0.8 of the largest. (The longest of n independent
-    samples is below the quantile q^(1/n) of one sample with probability q.)
-    Text lengths are rounded up to `multiple`; crops and answers, which lie spread over
-    the `devices` of a host, to a multiple of their number. At most 8 shapes.
-    """
-    if not probe:
-        raise ValueError("fit_buckets got no samples to probe, expected at least one.")
-    rows = batch_size // shard_count
-    needs = [needs_of(sample, tokens_per_crop) for sample in probe]
-    columns = {axis: np.array([need[axis] for need in needs]) for axis in needs[0]}
-    vision = np.array([len(sample.crops) * tokens_per_crop for sample in probe])
-    crops = max(int(columns["crops"].max()), most_crops or 0)
-    half = 0.5 ** (1 / rows)
-    chosen: dict[str, tuple[int, ...]] = {}
-    for axis, values in columns.items():
-        if axis in PACKED_AXES:
-            most = crops if axis == "crops" else int(values.max())
-            largest = _rounded(rows * most, devices)
-            smaller = _rounded(rows * float(values.mean()), devices)
-        elif axis == "query_slots":
-            largest = smaller = values.max()
-        else:
-            views, most = np.zeros_like(vision), 0
-            if axis == "fusion_length":
-                views, most = vision, crops * tokens_per_crop
-            text = math.ceil(headroom * (values - views).max())
-            largest = _rounded(most + text, multiple)
-            if axis == "answer_length" and longest_answer is not None:
-                largest = min(largest, longest_answer)
-            longest = float(np.quantile(values, half, method="higher"))
-            smaller = _rounded(longest, multiple)
-        split = axis in ("crops", "fusion_length", "llm_length")
-        useful = split and 0 < smaller <= 0.8 * largest
-        pair = (smaller, largest) if useful else (max(1, largest),)
-        chosen[axis] = tuple(int(size) for size in pair)
-    return BatchSpec(batch_size, tokens_per_crop, **chosen)
-
-
-def _rounded(size: float | int, multiple: int) -> int:
-    return multiple * math.ceil(size / multiple)
 
 
 def _num_outputs(sample: Encoded) -> int:
@@ -255,7 +213,9 @@ def needs_of(sample: Encoded, tokens_per_crop: int) -> dict[str, int]:
         needs["loss_positions"] = len(loss_targets(sample.llm)[0])
     if sample.answers is not None:
         needs["answers"] = len(sample.answers)
-        needs["answer_length"] = max(len(answer.ids) for answer in sample.answers)
+        needs["answer_length"] = max(
+            (len(answer.ids) for answer in sample.answers), default=0
+        )
     return needs
 
 
@@ -293,7 +253,8 @@ def _fusion_input(
     rows: Sequence[int],
 ) -> FusionInput:
     B, C, F = len(samples), sizes["crops"], sizes["fusion_length"]
-    crops = np.zeros((C, *samples[0].crops.shape[1:]), np.float32)
+    dtype = samples[0].crops.dtype
+    crops = np.zeros((C, *samples[0].crops.shape[1:]), dtype)
     crop_row = np.full(C, spec.batch_size, np.int32)
     crop_rank = np.zeros(C, np.int32)
     ids = np.zeros((B, F), np.int32)
@@ -302,6 +263,11 @@ def _fusion_input(
     packed = 0
     for row, sample in enumerate(samples):
         num_crops = len(sample.crops)
+        if sample.crops.dtype != dtype:
+            raise ValueError(
+                f"sample {sample.id!r} has crops of {sample.crops.dtype}, but "
+                f"{samples[0].id!r} of {dtype}: encode all with the same data.views."
+            )
         if num_crops == 0:
             continue
         here = slice(packed, packed + num_crops)

@@ -23,8 +23,9 @@ import jinja2
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
-from vtscale_jax.encoding import Encoding, encode_questions
+from vtscale_jax.encoding import Encoding, encode_questions, see
 from vtscale_jax.generate import Sampling
+from vtscale_jax.images import ImageLike
 from vtscale_jax.layers import empty_caches
 from vtscale_jax.stream import ConversationError, Reply, Row, Vectors, padded_length
 from vtscale_jax.tokens import (
@@ -35,7 +36,6 @@ from vtscale_jax.tokens import (
     llm_slots,
 )
 from vtscale_jax.types import FusionInput, Kind, Record, TokenSequence, Turn
-from vtscale_jax.views import ImageLike, load_image, make_views
 from vtscale_jax.vlm import VLM, ModelConfig
 
 FUSION_ROOM = 1024  # places for follow-up questions and their queries
@@ -262,11 +262,7 @@ class ImageConversation:
             assert self._image is not None
             self._fused = 0
             started = time.perf_counter()
-            crops = make_views(
-                load_image(self._image),
-                view_size=encoding.view_size,
-                max_local_views=encoding.max_local_views,
-            )
+            crops = see(self._image, encoding).crops
             views = time.perf_counter() - started
             tokens, vision = timed(
                 lambda: _look(self._params, crops, config=self._config)

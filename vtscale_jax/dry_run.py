@@ -40,8 +40,11 @@ def plan_of(run: Run) -> Plan:
     program, config = run.program, run.config
     spec = run.phases[-1].spec.largest()
     view_size = program.model.vision.image_size
-    hosts = run.shards.feeders
-    batch = blank_batch(spec, config.stage, view_size, hosts=hosts)
+    batch = blank_batch(
+        *(spec, config.stage, view_size),
+        hosts=run.shards.feeders,
+        crop_dtype=run.parts.encoding.crop_dtype,
+    )
     cost = arithmetic(
         program.stage,
         program.model,

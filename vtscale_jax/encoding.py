@@ -2,10 +2,14 @@
 
 from dataclasses import dataclass
 from functools import partial
+from typing import Any, NamedTuple
 
 import numpy as np
+from jaxtyping import Float32, UInt8
 
 from vtscale_jax.collate import STAGE_AXES, Encoded
+from vtscale_jax.fast_views import load_reduced, make_fast_views
+from vtscale_jax.images import ImageLike, load_image
 from vtscale_jax.templates import check_template
 from vtscale_jax.tokens import (
     QueryLayout,
@@ -15,7 +19,17 @@ from vtscale_jax.tokens import (
     llm_sequence,
 )
 from vtscale_jax.types import Record, TokenSequence
-from vtscale_jax.views import load_image, make_views, remap_boxes
+from vtscale_jax.views import make_views, remap_boxes
+
+# How views are made -> the dtype of crops.
+VIEWS: dict[str, Any] = {"exact": np.float32, "fast": np.uint8}
+
+
+def crop_dtype(views: str) -> Any:
+    """The dtype of crops for a setting of `data.views`; ValueError for another."""
+    if views not in VIEWS:
+        raise ValueError(f"data.views is {views!r}, expected one of {tuple(VIEWS)}.")
+    return VIEWS[views]
 
 
 class SampleError(ValueError):
@@ -28,14 +42,16 @@ class Encoding:
 
     `stage` says what is built: "align" answers for the text tower, "finetune" and
     "adapt" the LLM sequence. `question`, `fixed_text`: see `tokens.fusion_sequence`.
-    `view_size` in pixels. With `prompts` the last answer may be empty and boxes keep
-    the image's coordinates, as the reference does in inference.
+    `view_size` in pixels. `views` "exact" has the pixels of the authors' code, "fast"
+    nearly those in less time (`fast_views`). With `prompts` the last answer may be
+    empty and boxes keep the image's coordinates, as the reference does in inference.
     """
 
     stage: str
     fusion_tokenizer: Tokenizer
     view_size: int
     max_local_views: int
+    views: str = "exact"
     llm_tokenizer: Tokenizer | None = None
     template: str | None = None
     question: str = "asked"
@@ -50,6 +66,7 @@ class Encoding:
             raise ValueError(
                 f"stage is {self.stage!r}, expected one of {tuple(STAGE_AXES)}."
             )
+        crop_dtype(self.views)
         needed = ["llm_tokenizer", "template"]
         if self.stage == "align":
             needed = ["max_answer_length"]
@@ -58,6 +75,35 @@ class Encoding:
                 raise ValueError(f"stage {self.stage} needs {name}, which is None.")
         if self.template is not None:
             check_template(self.template)
+
+    @property
+    def crop_dtype(self) -> Any:
+        """Of the crops of samples and batches."""
+        return crop_dtype(self.views)
+
+
+class Seen(NamedTuple):
+    """The views of an image, and the size in pixels that the image has as a file."""
+
+    crops: Float32[np.ndarray, "V view view 3"] | UInt8[np.ndarray, "V view view 3"]
+    width: int
+    height: int
+
+
+def see(image: ImageLike, encoding: Encoding, sample_id: str = "") -> Seen:
+    """The views of an image as a run has them: normalised float32 if they are exact,
+    uint8 if they are fast. ImageError as of `views.make_views`."""
+    sizes = {
+        "view_size": encoding.view_size,
+        "max_local_views": encoding.max_local_views,
+        "sample_id": sample_id,
+    }
+    if encoding.views == "fast":
+        reduced = load_reduced(image, **sizes)
+        crops = make_fast_views(reduced, **sizes)
+        return Seen(crops, reduced.width, reduced.height)
+    picture = load_image(image, sample_id=sample_id)
+    return Seen(make_views(picture, **sizes), *picture.size)
 
 
 def encode(record: Record, encoding: Encoding, layout: QueryLayout) -> Encoded:
@@ -94,6 +140,16 @@ def encode_questions(
     )
 
 
+def empty_sample(name: str, encoding: Encoding) -> Encoded:
+    """A sample that takes no place in a batch: its row is padding, and has no loss."""
+    size = encoding.view_size
+    crops = np.zeros((0, size, size, 3), encoding.crop_dtype)
+    nothing = TokenSequence(np.zeros(0, np.int32), np.zeros(0, np.int32))
+    if encoding.stage == "align":
+        return Encoded(name, crops, nothing, answers=())
+    return Encoded(name, crops, nothing, llm=nothing)
+
+
 def _encode(record: Record, encoding: Encoding, layout: QueryLayout) -> Encoded:
     align = encoding.stage == "align"
     if record.image is None:
@@ -104,17 +160,11 @@ def _encode(record: Record, encoding: Encoding, layout: QueryLayout) -> Encoded:
                 "the image or leave the sample out of the data."
             )
         size = encoding.view_size
-        crops = np.zeros((0, size, size, 3), np.float32)
+        crops = np.zeros((0, size, size, 3), encoding.crop_dtype)
     else:
-        picture = load_image(record.image, sample_id=record.id)
-        crops = make_views(
-            picture,
-            view_size=encoding.view_size,
-            max_local_views=encoding.max_local_views,
-            sample_id=record.id,
-        )
+        crops, width, height = see(record.image, encoding, record.id)
         if not encoding.prompts:
-            record = _remapped(record, *picture.size, encoding.view_size)
+            record = _remapped(record, width, height, encoding.view_size)
     fusion = encode_questions(record, encoding, layout)
     if not (encoding.prompts or record.turns[-1].answer):
         raise ValueError(

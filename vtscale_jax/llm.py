@@ -72,19 +72,21 @@ class LLM(nn.Module):
         keep: Bool[Array, "B S"],
         positions: Int[Array, "B S"] | None = None,
         caches: Caches | None = None,
+        segments: Int[Array, "B S"] | None = None,
     ) -> LLMOutput:
         """Runs the decoder over embeddings x.
 
         Without caches, positions default to places in the (right-padded) row. With
         them, `positions` says where in its cache each row's tokens go, and a token sees
         every cached place up to its own; `keep` is then not needed, because a row's
-        places are written without gaps.
+        places are written without gaps. Rows of several samples have `segments` and
+        positions (`types.Packing`), and no caches.
         """
         blocks = self.config.blocks
         if positions is None:
             positions = jnp.broadcast_to(jnp.arange(x.shape[1]), x.shape[:2])
         if caches is None:
-            mask = causal_mask(keep, blocks.window)
+            mask = causal_mask(keep, blocks.window, segments)
         else:
             mask = sees(positions, places(caches), blocks.window)[:, None]
         self.sow("intermediates", "input", x)
@@ -133,16 +135,19 @@ class LLM(nn.Module):
 
 
 def splice(
-    embeddings: Float[Array, "B S E"],
+    embeddings: Float[Array, "J S E"],
     vectors: Float[Array, "B K E"],
     slots: Int[Array, "B K"],
-) -> Float[Array, "B S E"]:
-    """Writes vector k of row b at place `slots[b, k]`; places beyond S are dropped.
+    sample_row: Int[Array, " B"] | None = None,
+) -> Float[Array, "J S E"]:
+    """Writes vector k of sample b at place `slots[b, k]` of row `sample_row[b]` (None:
+    b); places beyond S are dropped.
 
     The reference scatters through one boolean mask over the flattened batch, where a
     wrong count in one row shifts every later row. Positions cannot.
     """
-    rows = jnp.arange(embeddings.shape[0])[:, None]
+    rows = jnp.arange(len(slots)) if sample_row is None else sample_row
+    rows = rows[:, None]
     return embeddings.at[rows, slots].set(vectors.astype(embeddings.dtype), mode="drop")
 
 

@@ -3,8 +3,9 @@
     source[order(seed, step)] -> encode -> collate -> Batch
 
 Which records are in the batch of a step is a pure function of (seed, step), whatever
-the number of hosts and threads and wherever the stream was resumed. A record that
-cannot be read stops the stream with its id; none is skipped.
+the number of hosts, threads and workers and wherever the stream was resumed. The row
+of a record whose image cannot be read stays empty, and is named beside the batch; no
+other record takes its place. Whatever else is wrong with a record stops the stream.
 """
 
 import math
@@ -15,17 +16,20 @@ import numpy as np
 from jaxtyping import Int
 
 from vtscale_jax.collate import BatchSpec, collate
-from vtscale_jax.encoding import Encoding, SampleError, encode
+from vtscale_jax.encoders import Encoder, Here, Unreadable
+from vtscale_jax.encoding import Encoding, SampleError, empty_sample
 from vtscale_jax.tokens import QueryLayout
 from vtscale_jax.types import WHOLE, Batch, Record, Shards
 
 
 class Fed(NamedTuple):
     """What a process feeds at a step: its part of the batch, and which records it
-    holds, by id, in the order of its rows."""
+    holds, by id, in the order of its rows. `skipped` are those among them whose image
+    cannot be read, by row of the global batch: their rows are empty."""
 
     batch: Batch
     ids: tuple[str, ...]
+    skipped: tuple[tuple[int, Unreadable], ...] = ()
 
 
 @runtime_checkable
@@ -62,8 +66,9 @@ class Stream:
     Curriculum over the number of queries: one stream for each phase, with the phase's
     `layout` and `start_step`; the order of samples does not notice.
 
-    `num_threads` threads prepare up to `prefetch` batches ahead; 0 prepares each batch
-    when it is asked for.
+    `encoder` makes samples of the source's records (None: the thread that prepares the
+    batch). `num_threads` threads prepare up to `prefetch` batches ahead; 0 prepares
+    each batch when it is asked for.
     """
 
     def __init__(
@@ -78,6 +83,7 @@ class Stream:
         subset: tuple[int, float] | None = None,
         start_step: int = 0,
         shards: Shards = WHOLE,
+        encoder: Encoder | None = None,
         num_threads: int = 2,
         prefetch: int = 4,
     ):
@@ -87,8 +93,15 @@ class Stream:
                 f"{spec.batch_size}: expected parts below the total, and a batch size "
                 "that the total divides."
             )
+        if spec.llm_rows and shards.feeders > 1:
+            raise ValueError(
+                "data.pack is set, but several processes feed this run: how many rows "
+                "a batch packs into is known to the process that reads it only, and "
+                "all need the same shapes; set --config.data.pack=False"
+            )
         self._source = source
         self._encoding = encoding
+        self._encoder = encoder or Here(source, encoding)
         self._spec = spec.agreed(shards)
         self._layout = layout
         self._rows = shards.rows(spec.batch_size)
@@ -127,12 +140,19 @@ class Stream:
         Raises SampleError naming the record that cannot be encoded, and ValueError
         naming the one that does not fit the buckets.
         """
+        indices = self.order(step)[self._rows].tolist()
+        made = self._encoder.encoded(indices, self._layout)
+        skipped = tuple(
+            (row, one)
+            for row, one in zip(self._rows, made, strict=True)
+            if isinstance(one, Unreadable)
+        )
         samples = [
-            encode(self._record(index), self._encoding, self._layout)
-            for index in self.order(step)[self._rows].tolist()
+            empty_sample(one.id, self._encoding) if isinstance(one, Unreadable) else one
+            for one in made
         ]
         batch = collate(samples, self._spec, rows=self._rows)
-        return Fed(batch, tuple(sample.id for sample in samples))
+        return Fed(batch, tuple(sample.id for sample in samples), skipped)
 
     def batch(self, step: int) -> Batch:
         """The batch of `fed`."""

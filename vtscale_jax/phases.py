@@ -12,7 +12,9 @@ import numpy as np
 
 from vtscale_jax.assemble import Parts, probed
 from vtscale_jax.collate import BatchSpec
+from vtscale_jax.encoders import Encoder
 from vtscale_jax.loader import Source, Stream, StreamIterator
+from vtscale_jax.skips import SkipLog
 from vtscale_jax.types import Batch, Shards
 
 HELDOUT_BATCHES = 4
@@ -44,13 +46,15 @@ def make_phases(
     schedule: tuple[tuple[int, int], ...],
     total_steps: int,
     shards: Shards,
+    encoder: Encoder,
 ) -> list[Phase]:
-    """The phases of the curriculum; what is wrong with the data shows here."""
+    """The phases of the curriculum, of training samples that `encoder` makes; what is
+    wrong with the data shows here."""
     ends = [first for first, _ in schedule[1:]] + [total_steps]
     phases, probe = [], [*probed(train), *probed(heldout)]
     for (first, num_queries), end in zip(schedule, ends, strict=True):
         spec = parts.training_shapes(probe, num_queries, shards)
-        stream = parts.stream(train, spec, num_queries, first, shards)
+        stream = parts.stream(train, spec, num_queries, first, shards, encoder)
         batches = parts.heldout_batches(
             heldout, spec, num_queries, HELDOUT_BATCHES, shards
         )
@@ -72,8 +76,11 @@ class Feeding:
         self._say = say
         self.fed = 0
 
-    def steps(self, start: int, place: dict[str, Any] | None) -> Iterator[Step]:
-        """Steps after `start`; `place` is the one saved there, None at the start."""
+    def steps(
+        self, start: int, place: dict[str, Any] | None, skips: SkipLog
+    ) -> Iterator[Step]:
+        """Steps after `start`; `place` is the one saved there, None at the start. What
+        the stream skips is noted in `skips`."""
         for phase in self._phases:
             if start >= phase.end:
                 continue
@@ -87,7 +94,8 @@ class Feeding:
             )
             while batches.step < phase.end:
                 step = batches.step
-                batch, ids = next(batches)
+                batch, ids, skipped = next(batches)
+                skips.see(batches.step, skipped)
                 rows = self._shards.rows(phase.spec.batch_size)
                 self.fed = (self.fed + samples_hash(step, rows, ids)) % 2**64
                 yield Step(batches.step, phase, batch, batches.state())

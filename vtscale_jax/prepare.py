@@ -14,6 +14,7 @@ from ml_collections import ConfigDict
 
 from vtscale_jax import paths, settings
 from vtscale_jax.assemble import Parts, assemble, open_source
+from vtscale_jax.encoders import Encoder
 from vtscale_jax.loader import Source, kept_records
 from vtscale_jax.optim import OptimConfig
 from vtscale_jax.parallel.mesh import check_batch, make_mesh, own_shards, place
@@ -21,6 +22,7 @@ from vtscale_jax.phases import Phase, make_phases
 from vtscale_jax.program import Program, shardings
 from vtscale_jax.stages import get_stage
 from vtscale_jax.types import Shards
+from vtscale_jax.vlm import ModelConfig
 from vtscale_jax.weights.starting import Provenance, starting_params
 
 
@@ -34,6 +36,7 @@ class Run(NamedTuple):
     parts: Parts
     sources: dict[str, Source]
     shards: Shards
+    encoder: Encoder
     phases: list[Phase]
     program: Program
 
@@ -52,6 +55,7 @@ def lay_out(config: ConfigDict) -> Run:
     settings.check(config)
     dtypes = settings.resolve_dtypes(config, jax.default_backend())
     model = settings.model_config(config, dtypes.compute)
+    _check_packing(config, model)
     parts = assemble(config, model.vision)
     sources = {split: open_source(config, split) for split in ("train", "heldout")}
     number = len(sources["train"])
@@ -71,11 +75,14 @@ def lay_out(config: ConfigDict) -> Run:
         frozen_dtype=dtypes.llm_params,
         frozen_layout=config.mesh.frozen,
     )
+    encoder = parts.encoder(sources["train"])
     phases = make_phases(
-        parts, sources["train"], sources["heldout"], schedule, total_steps, shards
+        *(parts, sources["train"], sources["heldout"], schedule, total_steps),
+        *(shards, encoder),
     )
     return Run(
-        config, dtypes, optim, total_steps, parts, sources, shards, phases, program
+        *(config, dtypes, optim, total_steps, parts, sources, shards, encoder),
+        *(phases, program),
     )
 
 
@@ -107,6 +114,16 @@ def identity(run: Run, weights: Weights) -> dict[str, Any]:
         "data": {split: found.fingerprint for split, found in run.sources.items()},
         "dtypes": dataclasses.asdict(run.dtypes),
     }
+
+
+def _check_packing(config: ConfigDict, model: ModelConfig) -> None:
+    scaling = model.llm.blocks.rope_scaling
+    if config.data.pack and scaling is not None and scaling.kind == "longrope":
+        raise ValueError(
+            "data.pack is set, but the language model turns its keys by the length of "
+            "the row (longrope), so a sample would not be read as if it were alone: "
+            "set --config.data.pack=False"
+        )
 
 
 def count(tree: dict) -> int:

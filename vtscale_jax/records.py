@@ -47,8 +47,11 @@ def parse_record(
 
     `record_id` names the sample in errors, and is the Record's id unless the sample has
     an "id". With `image_root` the image must be a relative path below it and the Record
-    holds the joined path; whether the file is there is for `views.load_image` to find.
-    An RGB array `[height, width, 3]` uint8 is allowed as image too.
+    holds the joined path; whether the file is there is for `images.load_image` to find.
+    A link that leads out of the root is refused. The root may be remote
+    (`gs://bucket/folder`); an image by itself may not, so that no record names a
+    server. The bytes of an image file and RGB arrays `[height, width, 3]` uint8 are
+    allowed as image too.
 
     Messages alternate, starting from the user, and none is empty or blank.
     `require_answer` is for training: every question has its answer, so their number is
@@ -59,6 +62,8 @@ def parse_record(
     """
     fields = _fields(raw, record_id)
     image = _image(fields["image"], record_id, image_root)
+    if image_root is not None and isinstance(image, str):
+        _check_links(image, record_id, image_root)
     if image is None and require_image:
         _fail(record_id, "image", "none", "an image", "Drop text-only samples first.")
     messages = _messages(fields["messages"], record_id)
@@ -71,6 +76,12 @@ def read_jsonl(path: str | Path) -> Iterator[tuple[int, Any]]:
     are passed over. Raises RecordError naming file and line for one that is no JSON."""
     for number, _, line in _lines(Path(path)):
         yield number, _decoded(line, f"{path}:{number}")
+
+
+def is_address(path: str) -> bool:
+    """Whether this names a remote file or folder: it begins with a scheme and ://."""
+    scheme, found, _ = path.partition("://")
+    return bool(found) and scheme.isalnum()
 
 
 class JSONLSource:
@@ -221,9 +232,11 @@ def _fields(raw: Any, record_id: str) -> dict[str, Any]:
 
 def _image(
     image: Any, record_id: str, root: str | Path | None
-) -> str | np.ndarray | None:
+) -> str | bytes | np.ndarray | None:
     if image is None or (isinstance(image, str) and image.lower() == "none"):
         return None
+    if isinstance(image, bytes):
+        return image
     if isinstance(image, np.ndarray):
         if image.ndim != 3 or image.shape[-1] != 3 or image.dtype != np.uint8:
             got = f"{image.dtype} pixels of shape {image.shape}"
@@ -235,9 +248,13 @@ def _image(
         _fail(record_id, "image", f"a list of {len(image)}", "one image", remedy)
     expected = "a path, null or RGB pixels"
     remedy = "Give the image file's path, or null for a sample without image."
-    if not isinstance(image, str) or not image.strip():
+    if not isinstance(image, str) or not image.strip() or "\0" in image:
         _fail(record_id, "image", _shown(image), expected, remedy)
     _check_text(image, record_id, "image")
+    if is_address(image):
+        expected = "a path"
+        remedy = "Give its bucket and folder as image_root, and the path below them."
+        _fail(record_id, "image", _shown(image), expected, remedy)
     if root is None:
         return image
     # os.path, as pathlib takes a third of the time to open a source.
@@ -245,7 +262,20 @@ def _image(
         expected = f"a path below image_root {str(root)!r}"
         remedy = "Make it relative to the root, or leave image_root out."
         _fail(record_id, "image", _shown(image), expected, remedy)
+    if is_address(str(root)):
+        return f"{str(root).rstrip('/')}/{image}"
     return os.path.join(root, image)
+
+
+def _check_links(path: str, record_id: str, root: str | Path) -> None:
+    """Not done when a source is opened: each record would cost a look at the disk."""
+    if is_address(str(root)):
+        return
+    real, above = os.path.realpath(path), os.path.realpath(root)
+    if os.path.commonpath([real, above]) != above:
+        got = f"{path!r}, a link to {real!r}"
+        remedy = "Copy or mount the files below the root, or choose a root above both."
+        _fail(record_id, "image", got, f"a file below image_root {str(root)!r}", remedy)
 
 
 def _messages(messages: Any, record_id: str) -> list[dict[str, Any]]:

@@ -26,7 +26,8 @@ PACKAGES = (
 # and when, and where it is computed, never what.
 PRESENTATION = (
     *("name", "log", "eval", "checkpoint"),
-    *("data.num_threads", "data.headroom", "mesh", "hosts", "stop"),
+    *("data.num_threads", "data.num_workers", "data.prefetch", "data.headroom"),
+    *("data.max_unreadable", "mesh", "hosts", "stop"),
 )
 LOCK = ".lock"
 

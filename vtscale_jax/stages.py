@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
@@ -55,7 +56,8 @@ def _align(model: AlignModel, params: dict, batch: Batch) -> Objective:
 def _answer(model: VLM, params: dict, batch: Batch) -> Objective:
     logits: Any = model.apply({"params": params}, batch)
     terms = answer_loss(logits, batch.llm.loss_targets, batch.llm.loss_mask)
-    return Objective(terms.loss, {"token_accuracy": terms.correct / terms.count})
+    accuracy = terms.correct / jnp.maximum(terms.count, 1)
+    return Objective(terms.loss, {"token_accuracy": accuracy})
 
 
 @dataclasses.dataclass(frozen=True)

@@ -20,12 +20,10 @@ import shlex
 import sys
 import time
 from pathlib import Path
-from typing import Any
 
 import jax
 import numpy as np
 from absl import app, flags, logging
-from jax.sharding import Mesh
 from ml_collections import ConfigDict, config_flags
 
 from vtscale_jax import paths, settings
@@ -39,12 +37,13 @@ from vtscale_jax.parallel import host
 from vtscale_jax.parallel.hosts.cluster import Cluster
 from vtscale_jax.parallel.hosts.processes import Processes, start
 from vtscale_jax.parallel.hosts.stopping import StopRequests
-from vtscale_jax.parallel.mesh import feed, own_shards, to_host
+from vtscale_jax.parallel.mesh import described, feed, own_shards, to_host
 from vtscale_jax.parallel.plans.plan import measure
 from vtscale_jax.phases import Feeding, Step, total_hash
 from vtscale_jax.prepare import count, identity, lay_out, load
 from vtscale_jax.report.page import write_report
 from vtscale_jax.run_folder import RunFolder, code_version, versions
+from vtscale_jax.skips import SkipLog, skipped_places
 from vtscale_jax.weights import checkpoints, starting
 from vtscale_jax.weights.sizes import fill_sizes
 
@@ -112,7 +111,7 @@ def train(
         "command": shlex.join(["python", *sys.orig_argv[1:]]),
         "code": code_version(),
         "versions": versions(),
-        "device": _device(program.mesh, processes),
+        "device": described(program.mesh) | {"processes": processes.count},
         "inputs": inputs,
         "weights": {name: found._asdict() for name, found in provenance.items()},
         "parameters": counts,
@@ -134,6 +133,7 @@ def train(
             f"{counts['trainable']:,} trainable and {counts['frozen']:,} frozen "
             f"parameters, {total_steps:,} steps in {workdir}"
         )
+        stack.callback(run.encoder.close)
         feeding = Feeding(run.phases, shards, say)
         attempts = itertools.count(1)
         restored = saved.restore_latest(
@@ -158,6 +158,11 @@ def train(
         del weights
         at = (program.model, program.mesh, processes)
         evaluator = Evaluator(config, run.parts, *at)
+        skips = SkipLog(
+            *(workdir, processes.index, shards.rows(config.data.batch_size)),
+            most=config.data.max_unreadable,
+            begun=begun,
+        )
         restored_step = None if restored is None else begun
         log = stack.enter_context(
             MetricsLog(workdir, total_steps=total_steps, restored_step=restored_step)
@@ -204,7 +209,7 @@ def train(
         # Loop. Metrics are fetched one step late: the device never waits for them.
         patience = config.hosts.wait_s  # hosts compile at different speeds
         try:
-            for step in feeding.steps(begun, place_in_data):
+            for step in feeding.steps(begun, place_in_data, skips):
                 number = step.number
                 # Who is late with its data, or hangs in it, is named after a while.
                 processes.barrier(f"the data of step {number}", patience)
@@ -222,6 +227,10 @@ def train(
                 state, metrics = compiled[shapes](state, frozen, batch)
                 if pending and due(pending[-1][0]):
                     flush()
+                # The device computes this step while the next batch comes to it; more
+                # of them under way would fill its memory with batches.
+                if pending:
+                    jax.block_until_ready(pending[-1][1])
                 pending.append((step, metrics))
                 timed += config.data.batch_size
                 last = number == total_steps
@@ -263,6 +272,7 @@ def train(
             "duration_s": elapsed + time.monotonic() - started,
             "peak_memory_bytes": host.peak_memory_bytes(),
             "params_sha256": paths.content_hash(trained),
+            "samples_skipped": len(skipped_places(workdir)),
         }
         # The report shows the manifest; a run is finished once both stand.
         folder.write("manifest.json", manifest)
@@ -315,16 +325,6 @@ def _explained(
         stop.step,
         stop.reason,
     )
-
-
-def _device(mesh: Mesh, processes: Processes) -> dict[str, Any]:
-    return {
-        "kind": jax.devices()[0].device_kind,
-        "platform": jax.default_backend(),
-        "count": jax.device_count(),
-        "mesh": dict(mesh.shape),
-        "processes": processes.count,
-    }
 
 
 def _parse_flags(argv: list[str]) -> list[str]:

@@ -7,6 +7,7 @@ Letters, the same in annotations, einsums and tests:
     M queries of a first question              K query slots of a sample
     F fusion sequence    S LLM sequence        A loss positions
     R answers of a batch (align stage)         L text-tower sequence
+    J rows of the LLM: B, or fewer when short conversations share a row
     D width      H heads   C head dim (einsums) N layers   W vocabulary
 
 Containers are NamedTuples: pytrees that pass `jax.eval_shape`, shardings and scans. The
@@ -18,7 +19,11 @@ from enum import IntFlag
 from typing import Any, NamedTuple
 
 import numpy as np
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, UInt8
+
+# What pixels on a scale of 0 to 1 are normalised by, red, green and blue: CLIP's.
+CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
+CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 
 
 class Kind(IntFlag):
@@ -51,13 +56,14 @@ class Turn(NamedTuple):
 class Record(NamedTuple):
     """One validated training or evaluation sample.
 
-    `image` is a path, RGB pixels `[height, width, 3]` uint8, or None for a sample
-    without image. `turns` has at least one turn; the last answer may be empty when the
-    model is to produce it. `system` None means the template's default.
+    `image` is a path or a remote address, the bytes of an image file, RGB pixels
+    `[height, width, 3]` uint8, or None for a sample without image. `turns` has at least
+    one turn; the last answer may be empty when the model is to produce it. `system`
+    None means the template's default.
     """
 
     id: str
-    image: str | np.ndarray | None
+    image: str | bytes | np.ndarray | None
     turns: tuple[Turn, ...]
     system: str | None = None
 
@@ -75,14 +81,15 @@ class FusionInput(NamedTuple):
     The crops of all samples are packed into one axis, so no padding crop goes through
     the vision tower; `crop_row[c]` is the sample of crop c and `crop_rank[c]` its rank
     among the crops of that sample (0 is the global view). A crop that only fills a
-    bucket has `crop_row == B` and is dropped when it is scattered.
+    bucket has `crop_row == B` and is dropped when it is scattered. Crops are normalised
+    pixels, or uint8 ones that the vision tower normalises.
 
     Row b of the sequence is [vision tokens | question tokens and query slots | PAD];
     `ids` is 0 at vision tokens. `slots[b]` lists the positions (in the row) of the
     query slots and ⟨eos⟩ in order; places that only fill the bucket hold F.
     """
 
-    crops: Float[Any, "C height width 3"]
+    crops: Float[Any, "C height width 3"] | UInt8[Any, "C height width 3"]
     crop_row: Int[Any, " C"]
     crop_rank: Int[Any, " C"]
     ids: Int[Any, "B F"]
@@ -90,21 +97,39 @@ class FusionInput(NamedTuple):
     slots: Int[Any, "B K"]
 
 
+class Packing(NamedTuple):
+    """Which samples share a row of the language model, which reads each as if it were
+    alone.
+
+    Sample b lies in row `sample_row[b]`. `segments` numbers the samples of a row from 1
+    (0: padding), and `positions` counts each one's tokens from 0. Three samples in two
+    rows of seven:
+
+        segments   1 1 1 1 2 2 0        positions   0 1 2 3 0 1 0
+                   1 1 1 1 1 0 0                    0 1 2 3 4 0 0
+    """
+
+    sample_row: Int[Any, " B"]
+    segments: Int[Any, "J S"]
+    positions: Int[Any, "J S"]
+
+
 class LLMInput(NamedTuple):
     """What the language model reads, and where its loss is taken.
 
-    `slots[b, k]` is the position in the LLM row that receives fusion output k of
-    sample b (S where there is none). `loss_positions` are the positions whose logits
-    predict the token `loss_targets`; places with `loss_mask` False only fill the
-    bucket.
+    Row j is that of sample j, unless `packing` says which samples are in it. `slots[b,
+    k]` is the position in the LLM row that receives fusion output k of sample b (S
+    where there is none). `loss_positions` are the positions whose logits predict the
+    token `loss_targets`; places with `loss_mask` False only fill the bucket.
     """
 
-    ids: Int[Any, "B S"]
-    kinds: Int[Any, "B S"]
+    ids: Int[Any, "J S"]
+    kinds: Int[Any, "J S"]
     slots: Int[Any, "B K"]
-    loss_positions: Int[Any, "B A"]
-    loss_targets: Int[Any, "B A"]
-    loss_mask: Bool[Any, "B A"]
+    loss_positions: Int[Any, "J A"]
+    loss_targets: Int[Any, "J A"]
+    loss_mask: Bool[Any, "J A"]
+    packing: Packing | None = None
 
 
 class AnswerInput(NamedTuple):

@@ -9,9 +9,10 @@ from typing import NamedTuple
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Float32, UInt8
 
 from vtscale_jax.layers import BlockConfig, EncoderBlock, LayerNorm, lay, stack_blocks
+from vtscale_jax.types import CLIP_MEAN, CLIP_STD
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,14 +65,31 @@ class VisionOutput(NamedTuple):
     class_token: Float[Array, "C D"]
 
 
+def normalised(crops: UInt8[Array, "C height width 3"]) -> Float32[Array, "C h w 3"]:
+    """(crops / 255 − mean) / std per colour, as `views.make_views` does on the host."""
+    shape = (1, 1, 1, 3)
+    mean, std = (
+        jnp.array(v, jnp.float32).reshape(shape) for v in (CLIP_MEAN, CLIP_STD)
+    )
+    return (crops.astype(jnp.float32) / 255 - mean) / std
+
+
 class VisionTower(nn.Module):
-    """Crops → tokens. Every layer is used; there is no intermediate-layer selection."""
+    """Crops → tokens. Every layer is used; there is no intermediate-layer selection.
+
+    Crops are normalised pixels, or uint8 ones that are normalised here first.
+    """
 
     config: VisionConfig
 
     @nn.compact
-    def __call__(self, crops: Float[Array, "C height width 3"]) -> VisionOutput:
+    def __call__(
+        self,
+        crops: Float[Array, "C height width 3"] | UInt8[Array, "C height width 3"],
+    ) -> VisionOutput:
         c, b = self.config, self.config.blocks
+        if crops.dtype == jnp.uint8:
+            crops = normalised(crops)
         normal = nn.initializers.normal
         patches = nn.Conv(
             b.width,

@@ -17,7 +17,7 @@ from typing import NamedTuple
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Int, UInt8
 
 from vtscale_jax.fusion import FusionConfig, FusionDecoder
 from vtscale_jax.layers import Caches, lay, places
@@ -93,11 +93,17 @@ class VLM(nn.Module):
         )
         self.llm = LLM(c.llm)
 
-    def __call__(self, batch: Batch) -> Float[Array, "B A W"]:
+    def __call__(self, batch: Batch) -> Float[Array, "J A W"]:
         assert batch.llm is not None, "a batch of stage align has no LLM part"
         x = self.embed_prompt(batch.fusion, batch.llm)
         keep = (batch.llm.kinds & Kind.PAD) == 0
-        hidden = self.llm(x, keep).hidden
+        packing = batch.llm.packing
+        if packing is None:
+            hidden = self.llm(x, keep).hidden
+        else:
+            hidden = self.llm(
+                x, keep, packing.positions, segments=packing.segments
+            ).hidden
         hidden = jnp.take_along_axis(
             hidden, batch.llm.loss_positions[:, :, None], axis=1
         )
@@ -105,10 +111,16 @@ class VLM(nn.Module):
 
     def embed_prompt(
         self, fusion_input: FusionInput, llm_input: LLMInput
-    ) -> Float[Array, "B S E"]:
+    ) -> Float[Array, "J S E"]:
         """LLM input embeddings with fused vision tokens in the places of the blocks."""
         vectors = self.query_vectors(fusion_input)
-        x = splice(self.llm.embed(llm_input.ids), vectors, llm_input.slots)
+        packing = llm_input.packing
+        x = splice(
+            self.llm.embed(llm_input.ids),
+            vectors,
+            llm_input.slots,
+            None if packing is None else packing.sample_row,
+        )
         return lay(x, "batch", None, None)
 
     def query_vectors(self, inputs: FusionInput) -> Float[Array, "B K E"]:
@@ -120,7 +132,10 @@ class VLM(nn.Module):
         self.sow("intermediates", "projected", vectors)
         return vectors
 
-    def look(self, crops: Float[Array, "C height width 3"]) -> Float[Array, "C T D"]:
+    def look(
+        self,
+        crops: Float[Array, "C height width 3"] | UInt8[Array, "C height width 3"],
+    ) -> Float[Array, "C T D"]:
         """Vision tokens of crops: the first half of `query_vectors`."""
         return self.vision(crops).tokens
 

@@ -15,17 +15,18 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Float
 
-from vtscale_jax.collate import BatchSpec, collate, fit_buckets
+from vtscale_jax.buckets import fit_buckets
+from vtscale_jax.collate import BatchSpec, collate
 from vtscale_jax.divergence.measure import CHUNK_ROWS, Chunk, PairBatch
 from vtscale_jax.divergence.pairs.images import ImagePair, readable
 from vtscale_jax.divergence.pairs.rows import check_share
 from vtscale_jax.divergence.pairs.schemas import BadRow, PairsError
 from vtscale_jax.divergence.states import FINAL, Rows, branch_states, through_layer
 from vtscale_jax.encoding import encode
+from vtscale_jax.images import ImageLike
 from vtscale_jax.tokens import llm_slots
 from vtscale_jax.trained import Trained
 from vtscale_jax.types import FusionInput, Record, Turn
-from vtscale_jax.views import ImageLike
 from vtscale_jax.vlm import VLM, ModelConfig
 
 PROBED = 8  # pairs with the longest questions: batch shapes are fitted to them

@@ -59,6 +59,16 @@ def make_mesh(sizes: Mapping[str, Any], devices: Sequence[Any] | None = None) ->
     )
 
 
+def described(mesh: Mesh) -> dict[str, Any]:
+    """The devices and how they are laid out, as manifests have it."""
+    return {
+        "kind": jax.devices()[0].device_kind,
+        "platform": jax.default_backend(),
+        "count": jax.device_count(),
+        "mesh": dict(mesh.shape),
+    }
+
+
 def num_shards(mesh: Mesh) -> int:
     """How many parts a batch is cut into."""
     return math.prod(mesh.shape[axis] for axis in BATCH_AXES)

@@ -149,6 +149,11 @@ def describe(run: Run) -> str:
         training.append(f"in {duration(manifest['duration_s'])}")
     if training:
         sentences.append(f"It ran {' '.join(training)}.")
+    if manifest.get("samples_skipped"):
+        sentences.append(
+            f"{manifest['samples_skipped']:,} samples were skipped, because their "
+            "images could not be read (skipped-*.jsonl names them)."
+        )
     if run.evaluation is not None and run.evaluation.families:
         asked = sum(family.score.n for family in run.evaluation.families)
         count = len(run.evaluation.families)

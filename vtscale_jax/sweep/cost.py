@@ -89,7 +89,10 @@ def _run_cost(
     optim = settings.optim_config(config, used)
     settings.query_schedule(config, optim)
     spec = parts.training_shapes(probe, config.num_queries)
-    batch = blank_batch(spec.largest(), config.stage, model.vision.image_size)
+    batch = blank_batch(
+        *(spec.largest(), config.stage, model.vision.image_size),
+        crop_dtype=parts.encoding.crop_dtype,
+    )
     stage = get_stage(config.stage)
     trains, _ = paths.partition(parameter_shapes(stage.model, model), stage.trains)
     step = flops.step_flops(

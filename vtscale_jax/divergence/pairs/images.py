@@ -9,8 +9,8 @@ from typing import NamedTuple
 import numpy as np
 
 from vtscale_jax.divergence.pairs.schemas import BadRow, PairsError
+from vtscale_jax.images import ImageLike, load_image
 from vtscale_jax.types import Record
-from vtscale_jax.views import ImageLike, load_image
 
 FIELDS = ("image_a", "image_b", "question")
 

@@ -17,6 +17,7 @@ from vtscale_jax import settings
 from vtscale_jax.assemble import assemble, open_source, probed
 from vtscale_jax.collate import BatchSpec, blank_batch
 from vtscale_jax.dry_run import arithmetic
+from vtscale_jax.encoding import crop_dtype
 from vtscale_jax.loader import kept_records
 from vtscale_jax.parallel.mesh import check_batch, make_mesh, num_shards
 from vtscale_jax.parallel.plans import search, table
@@ -187,7 +188,10 @@ class Job:
         return parts.training_shapes(probed(self._data), config.num_queries, whole)
 
     def _batch(self, spec: BatchSpec, model: ModelConfig) -> Batch:
-        return blank_batch(spec, self.stage.name, model.vision.image_size)
+        return blank_batch(
+            *(spec, self.stage.name, model.vision.image_size),
+            crop_dtype=crop_dtype(self._config.data.views),
+        )
 
     def _cost(self, config: ConfigDict) -> Arithmetic:
         model = self._model(config)
@@ -249,7 +253,7 @@ def data_at_hand(config: ConfigDict) -> bool:
             value = config.weights[value]
         return value == "embedded" or Path(value).exists()
 
-    if config.data.name == "jsonl" and not config.data.path:
+    if config.data.name != "digit_pages" and not config.data.path:
         return False
     return here("fusion_tokenizer") and (config.stage == "align" or here("tokenizer"))
 
