@@ -136,9 +136,11 @@ def samples(number: int) -> dict[str, dict[str, float]]:
     from vtscale_jax.encoders import Here, Workers
     from vtscale_jax.encoding import Encoding, encode
     from vtscale_jax.loader import Stream
+    from vtscale_jax.parallel.host import keep_freed_memory
     from vtscale_jax.records import JSONLSource
     from vtscale_jax.tokens import QueryLayout
 
+    keep_freed_memory()  # as the command does
     words, layout = build_tokenizer(), QueryLayout(NUM_QUERIES, 8, 1000)
     batch_size, found = 8, {}
     with tempfile.TemporaryDirectory() as name:

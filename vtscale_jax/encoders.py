@@ -21,6 +21,17 @@ from vtscale_jax.tokens import QueryLayout
 from vtscale_jax.types import Record
 
 
+# Settings of glibc's allocator in workers, as of `parallel.host.keep_freed_memory`:
+# otherwise it gives the block of each image back and gets the next one page by page,
+# and samples come out of a worker at a third of the speed (`benchmarks/loader.py`).
+KEEP_FREED_MEMORY = {
+    "MALLOC_MMAP_MAX_": "0",
+    "MALLOC_TRIM_THRESHOLD_": str(2**31 - 1),
+    "MALLOC_TOP_PAD_": str(64 * 2**20),
+    "MALLOC_ARENA_MAX": "1",
+}
+
+
 class WorkersError(RuntimeError):
     """Worker processes that ended before their work was done."""
 
@@ -111,7 +122,10 @@ class Workers:
         # loky starts processes that do not import the main module anew (train is one,
         # and brings JAX), and notices those that die.
         self._pool = ProcessPoolExecutor(
-            number, initializer=_hold, initargs=(self._here,)
+            number,
+            initializer=_hold,
+            initargs=(self._here,),
+            env=KEEP_FREED_MEMORY,
         )
 
     def encoded(

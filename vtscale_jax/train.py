@@ -359,7 +359,8 @@ def main(argv: list[str]) -> None:
             ) as processes,
         ):
             stops.attach(processes)
-            if jax.default_backend() == "cpu":
+            # Large blocks come and go: temporaries on CPU, samples from workers.
+            if jax.default_backend() == "cpu" or config.data.num_workers:
                 host.keep_freed_memory()
             with checkpoints.room_in(workdir):
                 if _DRY_RUN.value:
