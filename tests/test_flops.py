@@ -25,14 +25,14 @@ from vtscale_jax.optim import OptimConfig, make_optimizer
 from vtscale_jax.stages import STAGES, parameter_shapes
 from vtscale_jax.step import initial_state, make_steps
 from vtscale_jax.text_tower import TextConfig
-from vtscale_jax.types import AnswerInput, Batch, FusionInput, LLMInput
+from vtscale_jax.types import AnswerInput, Batch, FusionInput, LLMInput, Packing
 from vtscale_jax.vision import VisionConfig
 from vtscale_jax.vlm import ModelConfig
 
 # XLA also counts norms, softmax, activations, rotary embedding and the optimizer's
 # small change: 0.6 to 0.8 per cent at these widths, less at larger ones.
 TOLERANCE = 0.012
-SIZES = Sizes(6, 3, 64, 32, llm_length=80, loss_positions=24)
+SIZES = Sizes(6, 3, 64, 32, llm_rows=3, llm_length=80, loss_positions=24)
 ALIGN = Sizes(6, 3, 64, 32, answers=6, answer_length=24)
 
 
@@ -51,16 +51,17 @@ def abstract_batch(sizes: Sizes) -> Batch:
     def ints(*shape: int) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct(shape, np.int32)
 
-    C, B, F, K, S, A, R, L = sizes
+    C, B, F, K, J, S, A, R, L = sizes
     crops = jax.ShapeDtypeStruct((C, 32, 32, 3), np.float32)
     fusion = FusionInput(crops, ints(C), ints(C), ints(B, F), ints(B, F), ints(B, K))
     if R:
         mask = jax.ShapeDtypeStruct((R,), bool)
         rows = (ints(R, L), ints(R, L), ints(R), ints(R), ints(R))
         return Batch(fusion, answers=AnswerInput(*rows, mask))
-    mask = jax.ShapeDtypeStruct((B, A), bool)
-    rows = (ints(B, S), ints(B, S), ints(B, K), ints(B, A), ints(B, A))
-    return Batch(fusion, llm=LLMInput(*rows, mask))
+    mask = jax.ShapeDtypeStruct((J, A), bool)
+    rows = (ints(J, S), ints(J, S), ints(B, K), ints(J, A), ints(J, A))
+    packing = None if J == B else Packing(ints(B), ints(J, S), ints(J, S))
+    return Batch(fusion, llm=LLMInput(*rows, mask, packing))
 
 
 def trainable(stage, model: ModelConfig) -> int:
@@ -118,7 +119,8 @@ def test_each_part_is_seen_by_xla():
         "crops": (model, SIZES._replace(crops=12)),
         "slots": (model, SIZES._replace(query_slots=48)),
         "positions": (model, SIZES._replace(loss_positions=48)),
-        "rows": (model, SIZES._replace(llm_length=160)),
+        "length": (model, SIZES._replace(llm_length=160)),
+        "packed rows": (model, SIZES._replace(llm_rows=1)),
         "kernel": (
             dataclasses.replace(
                 model, vision=dataclasses.replace(model.vision, merge_kernel=5)
@@ -206,7 +208,7 @@ def test_sizes_are_the_batch():
     assert batch_sizes(abstract_batch(ALIGN)) == ALIGN
     with pytest.raises(ValueError, match="align.*no answers and no answer_length"):
         step_flops(STAGES["align"], model_config(), SIZES, trainable=1)
-    with pytest.raises(ValueError, match="finetune.*llm_length and no loss_positions"):
+    with pytest.raises(ValueError, match="finetune.*no llm_rows and no llm_length"):
         step_flops(STAGES["finetune"], model_config(), ALIGN, trainable=1)
 
 
@@ -261,7 +263,7 @@ def test_traffic():
     assert one["llm"].gradients == 0
     assert one["fusion"].gradients == FLOAT32 * by_name["fusion"].count
     # Under remat a block saves its input: written once, read once.
-    tokens = SIZES.rows * SIZES.llm_length
+    tokens = SIZES.llm_rows * SIZES.llm_length
     assert again["llm"].residuals == 2 * 2 * tokens * 320 * FLOAT32
     assert one["llm"].residuals > 5 * again["llm"].residuals
     assert again["head"].residuals == 2 * 3 * 24 * 300 * FLOAT32

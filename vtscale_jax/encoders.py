@@ -20,7 +20,6 @@ from vtscale_jax.images import ImageError
 from vtscale_jax.tokens import QueryLayout
 from vtscale_jax.types import Record
 
-
 # Settings of glibc's allocator in workers, as of `parallel.host.keep_freed_memory`:
 # otherwise it gives the block of each image back and gets the next one page by page,
 # and samples come out of a worker at a third of the speed (`benchmarks/loader.py`).

@@ -40,6 +40,7 @@ class Sizes(NamedTuple):
     rows: int
     fusion_length: int
     query_slots: int
+    llm_rows: int = 0
     llm_length: int = 0
     loss_positions: int = 0
     answers: int = 0
@@ -104,6 +105,7 @@ def batch_sizes(batch: Batch) -> Sizes:
     sizes = Sizes(batch.fusion.crops.shape[0], rows, fusion_length, query_slots)
     if batch.llm is not None:
         sizes = sizes._replace(
+            llm_rows=batch.llm.ids.shape[0],
             llm_length=batch.llm.ids.shape[1],
             loss_positions=batch.llm.loss_positions.shape[1],
         )
@@ -128,7 +130,9 @@ def step_flops(
     """
     aligns = stage.name == "align"
     needed = (
-        ("answers", "answer_length") if aligns else ("llm_length", "loss_positions")
+        ("answers", "answer_length")
+        if aligns
+        else ("llm_rows", "llm_length", "loss_positions")
     )
     absent = [axis for axis in needed if not getattr(sizes, axis)]
     if absent:
@@ -236,8 +240,8 @@ def _answering(model: ModelConfig, sizes: Sizes) -> tuple[PartFlops, ...]:
     width, llm = model.fusion.blocks.width, model.llm.blocks
     vectors = sizes.rows * sizes.query_slots
     projector = Product(2 * vectors * width * llm.width)
-    layer = block_products(llm, sizes.rows, sizes.llm_length, gated=True)
-    taken = sizes.rows * sizes.loss_positions
+    layer = block_products(llm, sizes.llm_rows, sizes.llm_length, gated=True)
+    taken = sizes.llm_rows * sizes.loss_positions
     head = Product(2 * taken * llm.width * model.llm.vocab_size)
     return (
         _part("projector", rest=[projector]),

@@ -120,7 +120,7 @@ def step_traffic(
     rows: dict[str, tuple[BlockConfig, int, int]] = {
         "vision": (model.vision.blocks, sizes.crops, model.vision.grid**2 + 1),
         "fusion": (model.fusion.blocks, sizes.rows, sizes.fusion_length),
-        "llm": (model.llm.blocks, sizes.rows, sizes.llm_length),
+        "llm": (model.llm.blocks, sizes.llm_rows, sizes.llm_length),
         "text": (model.text.blocks, sizes.answers, sizes.answer_length),
     }
     parts, hidden, blocks_hold = [], 0, []
@@ -139,7 +139,7 @@ def step_traffic(
             hidden += blocks.num_layers * blocks.width * token_bytes
             blocks_hold.append(held * token_bytes)
         elif p.name == "head":
-            logits = sizes.rows * sizes.loss_positions * model.llm.vocab_size
+            logits = sizes.llm_rows * sizes.loss_positions * model.llm.vocab_size
             residuals = 2 * logits * FLOAT32
         gradients = FLOAT32 * p.count if p.trains else 0
         parts.append(PartTraffic(p.name, weights * bytes_each, gradients, residuals))
