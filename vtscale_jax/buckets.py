@@ -94,7 +94,3 @@ def _packed_sizes(
 
 def _rounded(size: float | int, multiple: int) -> int:
     return multiple * math.ceil(size / multiple)
-
-
-def _rounded(size: float | int, multiple: int) -> int:
-    return multiple * math.ceil(size / multiple)
