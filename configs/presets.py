@@ -52,6 +52,9 @@ def _data(
         "views": "exact",
         # Room in the batch shapes for texts longer than the longest of those probed.
         "headroom": 1.25,
+        # Answers that the text tower has no positions for (stage align) are cut, as the
+        # authors do; otherwise one ends the run by name.
+        "truncate_answers": False,
         # Short conversations share rows of the language model (one process only).
         "pack": False,
         # Batches prepared ahead; worker processes that prepare them (0: threads only);
@@ -313,6 +316,7 @@ def paper(stage: str) -> dict:
             template="llama-2-vision",
             batch_size=256 if align else 40,
             require_image=align,
+            truncate_answers=align,
             num_threads=4,
             num_workers=16,
         ),

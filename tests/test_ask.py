@@ -174,6 +174,11 @@ def test_runs_that_cannot_answer(run, tmp_path):
         (align / "config.json").write_text(text)
         with pytest.raises(RunError, match="not the config of a run"):
             open_trained(align)
+    older = json.loads((run / "config.json").read_text())
+    del older["data"]["views"]
+    (align / "config.json").write_text(json.dumps(older))
+    with pytest.raises(RunError, match=r'no data\.views: .*"views": "exact"'):
+        open_trained(align)
     other = tmp_path / "other"
     shutil.copytree(run, other)
     manifest = json.loads((other / "manifest.json").read_text())

@@ -231,6 +231,14 @@ def test_folder_of_another_augmentation(described, tmp_path):
         run(described, tmp_path / "prepared")
 
 
+def test_other_files_are_not_written_over(described, tmp_path):
+    before = described.read_bytes()
+    with pytest.raises(PreparedFolderError, match=r"not empty \(it has "):
+        run(described, described.parent)
+    assert described.read_bytes() == before
+    assert not (described.parent / "augment.json").exists()
+
+
 def test_prepared_folder_as_input(described, tmp_path):
     folder = tmp_path / "descriptions"
     folder.mkdir()
@@ -421,6 +429,7 @@ def test_command_says_what_is_wrong(described, tmp_path, capsys):
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.long
 @pytest.mark.real_model
 @pytest.mark.slow
 @pytest.mark.skipif(

@@ -44,6 +44,7 @@ from vtscale_jax.data.clean.pairs import (
     parse_pair,
 )
 from vtscale_jax.data.clean.run import TOO_MANY, CleanError, clean
+from vtscale_jax.data.prepared_folder import PreparedFolderError
 from vtscale_jax.records import JSONLSource
 from vtscale_jax.run_folder import held
 
@@ -495,6 +496,15 @@ def test_folder_of_another_source(pairs, tmp_path):
     with pytest.raises(CleanError, match="prepared folder of something else"):
         clean(pairs, out, limits=MAIN, encoder=Angles())
     assert [file.name for file in out.glob("[!.]*")] == ["manifest.json"]
+
+
+def test_other_files_are_not_written_over(pairs, tmp_path):
+    """Not even where the pairs themselves have the name of what is written."""
+    named = pairs.rename(tmp_path / "records.jsonl")
+    before = named.read_bytes()
+    with pytest.raises(PreparedFolderError, match=r"not empty \(it has records"):
+        clean(named, tmp_path, limits=MAIN, encoder=Angles())
+    assert named.read_bytes() == before
 
 
 def test_nothing_imports_jax(repo_dir):

@@ -43,6 +43,10 @@ def small_parts(monkeypatch):
     monkeypatch.setattr(preparing, "IMAGES_AT_ONCE", 3)
 
 
+def files_below(folder: Path) -> dict[Path, bytes]:
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
 def content(out: Path) -> dict[str, bytes]:
     """What was written; report and page name the folder, which is taken out."""
     return {
@@ -253,6 +257,29 @@ def test_a_folder_of_something_else_is_left_alone(tmp_path):
     assert (out / "records.jsonl").read_text() == "mine"
 
 
+@pytest.mark.parametrize("where", ["out/images", "out"])
+def test_images_are_not_looked_for_where_again_would_remove_them(tmp_path, where):
+    path, images = llava_folder(tmp_path, 3)
+    inside = tmp_path / where
+    shutil.copytree(images, inside)
+    there = files_below(inside)
+    for again in (False, True):
+        with pytest.raises(PrepareError, match=r"lies in --out.*another --out"):
+            prepare(Request("llava", path, str(inside), tmp_path / "out"), again=again)
+    assert files_below(inside) == there
+
+
+def test_again_leaves_images_that_it_did_not_write(tmp_path):
+    path, images = llava_folder(tmp_path, 3)
+    request = Request("llava", path, str(images), tmp_path / "out")
+    prepare(request)
+    shutil.copytree(images, tmp_path / "out/images")
+    there = files_below(tmp_path / "out")
+    with pytest.raises(PrepareError, match="images.*nothing was removed"):
+        prepare(request, again=True)
+    assert files_below(tmp_path / "out") == there
+
+
 @pytest.mark.parametrize(
     "change, error, says",
     [
@@ -362,8 +389,7 @@ def test_the_command(tmp_path, capsys):
     assert main(given) == 0
     said = capsys.readouterr().out
     assert "6 records of 6 rows" in said
-    assert f"--config.data.path={out}/records.jsonl" in said
-    assert f"mixture --out mixture.json llava={out}:1.0" in said
+    assert f"mixture --out mixture.json --heldout 3 llava={out}:1.0" in said
     assert main(given) == 0
     assert "was prepared before" in capsys.readouterr().out
     assert main([*given, "--min_chars", "30"]) == 1

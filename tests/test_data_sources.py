@@ -254,6 +254,15 @@ def test_svit_a_bad_dialogue_loses_nothing_else(tmp_path):
     }
 
 
+@pytest.mark.parametrize("kind", ["conversation", "referring_qa"])
+def test_svit_a_row_of_nothing_is_counted(tmp_path, kind):
+    report, lines = svit(
+        tmp_path, {"image_id": 42, "conversations": []}, name=f"{kind}.json"
+    )
+    assert not lines
+    assert left_out(report) == {("empty message", "row"): 1}
+
+
 def test_svit_short_first_messages(tmp_path):
     entries = [svit_entry("Eh?", "What a short one."), svit_entry("Why?", "So.")]
     report, lines = svit(
@@ -403,6 +412,22 @@ def test_vlmeval_choices(tmp_path):
     assert image.read_bytes() == base64.b64decode(rows[0]["image"])
     reasons = {"answer is none of the options": 1, "image is not base64": 1}
     assert report["reasons"] == reasons
+
+
+def test_vlmeval_images_go_when_the_table_is_prepared_again(tmp_path):
+    row = {"index": 1, "question": "Which one is it?", "A": "a", "B": "b"}
+    row |= {"answer": "A", "image": encoded(1)}
+    path, out = table(tmp_path, "Bench", [row]), tmp_path / "out"
+    request = Request("vlmeval-tsv", path, None, out)
+    prepare(request)
+    before = {file.name for file in (out / "images").iterdir()}
+    table(tmp_path, "Bench", [row | {"image": encoded(2)}])
+    prepare(request, again=True)
+    after = {file.name for file in (out / "images").iterdir()}
+    assert len(before) == len(after) == 1 and before != after
+    table(tmp_path, "Bench", [row | {"image": "no image"}])
+    assert prepare(request, again=True).manifest["records"] == 0
+    assert not list((out / "images").iterdir())
 
 
 def test_vlmeval_open_answers(tmp_path):

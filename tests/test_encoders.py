@@ -1,6 +1,11 @@
 """Worker processes, and records whose image cannot be read."""
 
+import os
+import signal
+import subprocess
+import sys
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -86,6 +91,37 @@ def test_a_worker_that_dies_is_an_error_that_says_so():
     with pytest.raises(WorkersError, match="data.num_workers"):
         workers.encoded([1], LAYOUT)
     workers.close()
+
+
+KILLED = """\
+import os, signal
+from test_loader import ADAPT, Samples
+from vtscale_jax.encoders import Workers
+
+workers = Workers(Samples(9), ADAPT, 1)
+print(workers.ask(os.getpid), flush=True)
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_workers_end_with_a_process_that_is_killed():
+    tests = Path(__file__).parent
+    child = subprocess.Popen(
+        [sys.executable, "-c", KILLED],
+        stdout=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"PYTHONPATH": f"{tests}:{tests.parent}"},
+    )
+    assert child.stdout is not None
+    worker = int(child.stdout.readline())
+    try:
+        # Ends when nobody holds the output open any more.
+        child.communicate(timeout=30)
+    except subprocess.TimeoutExpired:
+        os.kill(worker, signal.SIGKILL)
+        child.communicate()
+        pytest.fail("the worker is still there")
+    assert child.returncode == -signal.SIGKILL
 
 
 def test_errors_of_workers_name_the_record(two_workers):

@@ -3,12 +3,15 @@
 import json
 import shutil
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import Image
 from small_runs import manifest, rows, small_config
 
 from vtscale_jax.encoders import Unreadable
+from vtscale_jax.losses import align_loss
 from vtscale_jax.skips import SkipLog, TooManyUnreadable, skipped_places
 from vtscale_jax.train import train
 
@@ -101,6 +104,24 @@ def test_a_resumed_run_counts_each_skip_once(pages, tmp_path, monkeypatch):
     assert manifest(cut)["params_sha256"] == manifest(whole)["params_sha256"]
 
 
+def test_a_batch_that_is_skipped_as_a_whole_teaches_nothing():
+    """Stage align: no answers and no slots, and no division by their number."""
+    rng = np.random.default_rng(0)
+    questions, answers, slots = (
+        jnp.asarray(rng.normal(size=(4, 8)), jnp.float32) for _ in range(3)
+    )
+
+    def loss(questions, there):
+        mask = jnp.full(4, there)
+        scale = jnp.asarray(1.0)
+        return align_loss(questions, answers, scale, mask, slots, mask).loss
+
+    value, gradient = jax.value_and_grad(loss)(questions, False)
+    assert value == 0 and not np.any(gradient)
+    value, gradient = jax.value_and_grad(loss)(questions, True)
+    assert value > 0.1 and np.any(gradient)
+
+
 def test_too_many_stop_the_run(pages, tmp_path):
     """None is allowed, so the first one stops it, and its name is kept."""
     config = config_of(pages, data__max_unreadable=0.0)
@@ -162,3 +183,13 @@ def test_other_hosts_take_the_count_over(tmp_path):
         file.write('{"step": 9, "ro')
     assert (9, 0) not in skipped_places(tmp_path)
     shutil.rmtree(tmp_path)
+
+
+def test_a_line_that_a_kill_has_cut_does_not_spoil_the_next(tmp_path):
+    bad = [(0, Unreadable("a", "a.png: no such file"))]
+    SkipLog(tmp_path, 0, range(4), most=1.0, begun=0).see(1, bad)
+    with (tmp_path / "skipped-0.jsonl").open("a") as file:
+        file.write('{"step": 2, "ro')
+    SkipLog(tmp_path, 0, range(4), most=1.0, begun=1).see(2, bad)
+    assert [line["step"] for line in skipped_lines(tmp_path)] == [1, 2]
+    assert skipped_places(tmp_path) == {(1, 0), (2, 0)}

@@ -73,7 +73,11 @@ def load_tokenizer(config: ConfigDict, field: str) -> PreTrainedTokenizerBase:
 
 
 def open_source(config: ConfigDict, split: str) -> Source:
-    """The records of the run: split "train", or "heldout" for the loss."""
+    """The records of the run: split "train", or "heldout" for the loss.
+
+    Files have those of `data.path` and of `data.heldout_path`; a mixture without the
+    second, the records that it holds out itself.
+    """
     data = config.data
     if data.name == "digit_pages":
         return DigitPages(
@@ -88,7 +92,8 @@ def open_source(config: ConfigDict, split: str) -> Source:
         raise ValueError(
             f"data.name is {data.name!r}, expected digit_pages, {', '.join(STORED)}"
         )
-    field = "path" if split == "train" else "heldout_path"
+    own = data.name == "mixture" and not data.heldout_path
+    field = "path" if split == "train" or own else "heldout_path"
     path, image_root = data[field], data.image_root or None
     if not path:
         raise ValueError(
@@ -99,7 +104,8 @@ def open_source(config: ConfigDict, split: str) -> Source:
     if data.name == "array_record":
         source = ArrayRecordSource(path)
     elif data.name == "mixture":
-        source = Mixture(path, image_root=image_root)
+        part = split if own else "train"  # a file of its own is read whole
+        source = Mixture(path, split=part, image_root=image_root)
         if split == "train":
             source.check_subset(config.seed, data.subset)
     else:
@@ -109,7 +115,8 @@ def open_source(config: ConfigDict, split: str) -> Source:
         left_out = ", ".join(f"{n:,} {why}" for why, n in source.rejected.items())
         print(f"{path}: {len(source):,} records; left out: {left_out or 'none'}")
         return source
-    print(f"{path}: {len(source):,} records")
+    held = " held out" if own and split == "heldout" else ""
+    print(f"{path}: {len(source):,} records{held}")
     return source
 
 
@@ -278,6 +285,7 @@ def assemble(config: ConfigDict, vision: VisionConfig) -> Parts:
         template=config.data.template,
         question=settings.question_mode(config),
         max_answer_length=config.model.text.max_length,
+        truncate_answers=config.data.truncate_answers,
         require_image=config.data.require_image,
     )
     for tower, field, tokenizer in (

@@ -8,6 +8,9 @@ A record whose image cannot be read is `Unreadable`, with the reason; whatever e
 wrong with a record is an error that names it.
 """
 
+import os
+import threading
+import time
 from collections.abc import Callable, Sequence
 from typing import NamedTuple, Protocol, runtime_checkable
 
@@ -113,7 +116,8 @@ def readable(
 class Workers:
     """Encodes in `number` processes, one record at a time each.
 
-    They start when the first record is asked for, and are ended by `close`.
+    They start when the first record is asked for. They end by `close`, or with the
+    process that started them.
     """
 
     def __init__(self, source: Records, encoding: Encoding, number: int):
@@ -123,7 +127,7 @@ class Workers:
         self._pool = ProcessPoolExecutor(
             number,
             initializer=_hold,
-            initargs=(self._here,),
+            initargs=(self._here, os.getpid()),
             env=KEEP_FREED_MEMORY,
         )
 
@@ -156,8 +160,17 @@ class Workers:
 _held: list[Here] = []
 
 
-def _hold(here: Here) -> None:
+def _hold(here: Here, parent: int) -> None:
     _held[:] = [here]
+    threading.Thread(target=_leave_with, args=(parent,), daemon=True).start()
+
+
+def _leave_with(parent: int) -> None:
+    """loky's processes do not notice when the one that started them was killed, and
+    would wait for ever, with its output held open."""
+    while os.getppid() == parent:
+        time.sleep(1)
+    os._exit(1)
 
 
 def _encode(index: int, layout: QueryLayout) -> Encoded | Unreadable:

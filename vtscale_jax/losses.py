@@ -55,7 +55,8 @@ def mean_square_overlap(
     product = "QD,QE->DE" if e.shape[1] < e.shape[0] else "QD,PD->QP"
     gram = jnp.einsum(product, e, e, precision=HIGHEST)
     count = jnp.sum(mask)
-    return (jnp.sum(jnp.square(gram)) - 2 * jnp.trace(gram) + count) / count**2
+    overlap = jnp.sum(jnp.square(gram)) - 2 * jnp.trace(gram) + count
+    return overlap / jnp.maximum(count, 1) ** 2
 
 
 def align_loss(
@@ -85,7 +86,7 @@ def align_loss(
     logits = jnp.where(pairs, jnp.exp(logit_scale) * similarity, -jnp.inf)
     logits = jnp.where(mask[:, None] | mask[None, :], logits, 0.0)
     diagonal = jnp.diagonal(jnp.where(pairs, logits, 0.0))
-    count = jnp.sum(mask)
+    count = jnp.maximum(jnp.sum(mask), 1)  # a batch may have been skipped as a whole
     by_row = jnp.sum(jax.nn.logsumexp(logits, axis=1) - diagonal, where=mask) / count
     by_column = jnp.sum(jax.nn.logsumexp(logits, axis=0) - diagonal, where=mask) / count
     contrastive = (by_row + by_column) / 2

@@ -12,6 +12,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from vtscale_jax.encoders import Unreadable
+from vtscale_jax.run_folder import write_whole
 
 PATTERN = "skipped-*.jsonl"
 # A share is taken of at least so many samples: one broken file among the first ten says
@@ -49,12 +50,11 @@ class SkipLog:
         self._most = most
         self._rows = rows
         self._fed = begun * len(rows)
-        lines = list(_lines([self._file])) if self._file.exists() else []
-        kept = [line for line in lines if line["step"] <= begun]
-        if len(kept) < len(lines):
-            partial = self._file.with_name(f".{self._file.name}.partial")
-            partial.write_text("".join(json.dumps(line) + "\n" for line in kept))
-            partial.replace(self._file)
+        if self._file.exists():
+            lines = [line for line in _lines([self._file]) if line["step"] <= begun]
+            kept = "".join(f"{json.dumps(line)}\n" for line in lines)
+            # Whole lines only: the next one would go on with what a kill has left.
+            write_whole(self._file, kept.encode())
         before = {place for place in skipped_places(folder) if place[0] <= begun}
         own = set(rows)
         self._number = sum(row in own for _, row in before)

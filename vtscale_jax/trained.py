@@ -1,6 +1,7 @@
 """A finished run as a model that answers: what `ask` and `heldout` open."""
 
 import dataclasses
+import json
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -26,6 +27,8 @@ from vtscale_jax.weights.pretrained import PretrainedError
 # The parts of a run's config that a model is made from.
 READ = "stage preset seed num_queries num_followup_queries inputs model weights data"
 READ = READ.split()
+# Fields of data that came later, with what runs without them did.
+ADDED = {"views": "exact", "truncate_answers": False}
 
 
 class RunError(ValueError):
@@ -206,6 +209,15 @@ def _config(folder: Path) -> ConfigDict:
         raise RunError(
             f"{folder / 'config.json'}: not the config of a run, it lacks "
             f"{', '.join(lacking)}; give --run the folder that train wrote"
+        )
+    older = {
+        name: value for name, value in ADDED.items() if name not in content["data"]
+    }
+    if older:
+        raise RunError(
+            f"{folder / 'config.json'} has no data.{', data.'.join(older)}: the run is "
+            f'of an earlier version; add {json.dumps(older)[1:-1]} to its "data", '
+            "which is what it did"
         )
     config = ConfigDict(content)
     if config.stage == "align":

@@ -57,6 +57,7 @@ from vtscale_jax.data.tfds_records import (
     stored_record,
 )
 from vtscale_jax.data.units import Rejected
+from vtscale_jax.images import ImageError, load_image
 from vtscale_jax.records import is_address
 from vtscale_jax.run_folder import held, write_whole
 
@@ -238,6 +239,10 @@ def _image(raw: Mapping[str, Any], root: ImageRoot) -> bytes | None:
     if not found:
         why = "no such file" if found is None else "an empty file"
         raise _no_image(raw, root.root, why)
+    try:  # it was whole when it was prepared, and may have broken since
+        load_image(found)
+    except ImageError as error:
+        raise _no_image(raw, root.root, str(error)) from error
     return found
 
 

@@ -144,7 +144,10 @@ class _Text:
         try:
             text = self._decoder.decode(data, final=self._ended)
         except UnicodeDecodeError as error:
-            raise InputError(f"{self._name}: is not UTF-8: {error}") from error
+            raise InputError(
+                f"{self._name}: is not UTF-8: {error}. A packed file (.zip, .gz) is to "
+                "be unpacked; another is damaged: fetch it again."
+            ) from error
         self._passed += self._at
         self._text, self._at = self._text[self._at :] + text, 0
         return bool(text) or not self._ended

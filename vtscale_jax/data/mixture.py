@@ -1,145 +1,87 @@
 """Several prepared folders, each with a weight, as one source of records."""
 
-import bisect
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-
-import numpy as np
 
 from vtscale_jax.data import array_record_source
 from vtscale_jax.data.array_record_source import ArrayRecordSource
 from vtscale_jax.data.folder_source import FolderSource
 from vtscale_jax.data.mixture_manifest import (
+    HeldOut,
     Manifest,
     MixtureError,
     Part,
-    Subset,
     check_draw,
     check_names,
     check_part,
-    drawn,
-    ids_hash,
+    default_heldout,
+    held_out,
     read_manifest,
     taken_of,
     to_json,
 )
+from vtscale_jax.data.mixture_records import Apart, Joined, Stored, Weighed
 from vtscale_jax.data.prepared_folder import RECORDS
 from vtscale_jax.run_folder import code_version, versions, write_whole
 from vtscale_jax.types import Record
 
-Stored = FolderSource | ArrayRecordSource
-
-
-class Weighed:
-    """One source with its weight: all its records `whole` times, `extra` once more.
-
-    Records are numbered from 0 to `len` in that order. Those of a repeat have ids of
-    their own: "name/id", "name/id#2", "name/id#3".
-    """
-
-    def __init__(self, part: Part, stored: Stored, seed: int):
-        self.part = part
-        self.stored = stored
-        self.whole = part.taken // part.records
-        self.extra = drawn(part.name, part.records, part.taken, seed)
-
-    def __len__(self) -> int:
-        return self.part.taken
-
-    def __getitem__(self, number: int) -> Record:
-        record = self.stored[self._at(number)[1]]
-        return record._replace(id=self.id(number))
-
-    def id(self, number: int) -> str:
-        """The id that record `number` has in the mixture."""
-        repeat, index = self._at(number)
-        again = f"#{repeat + 1}" if repeat else ""
-        return f"{self.part.name}/{self.stored.index.id(index)}{again}"
-
-    def longest(self, number: int) -> list[tuple[int, int, int]]:
-        """(number, messages, characters) of the records that are longest in either, of
-        those that are taken, without repeats."""
-        index = self.stored.index
-        found = index.longest(number, None if self.whole else self.extra)
-        places = found if self.whole else np.searchsorted(self.extra, found).tolist()
-        return [
-            (place, int(index.messages[one]), int(index.characters[one]))
-            for place, one in zip(places, found, strict=True)
-        ]
-
-    def _at(self, number: int) -> tuple[int, int]:
-        """(repeat from 0, index in the source) of record `number`."""
-        repeat, place = divmod(number, self.part.records)
-        return repeat, place if repeat < self.whole else int(self.extra[place])
-
-
-class Joined:
-    """Weighed sources, one after the other."""
-
-    def __init__(self, sources: Sequence[Weighed]):
-        self._sources = tuple(sources)
-        self._starts = np.cumsum([0, *map(len, sources)]).tolist()
-
-    def __len__(self) -> int:
-        return self._starts[-1]
-
-    def __getitem__(self, index: int) -> Record:
-        source, number = self._at(index)
-        return source[number]
-
-    def id(self, index: int) -> str:
-        """The id of record `index`, without reading the record."""
-        source, number = self._at(index)
-        return source.id(number)
-
-    def longest(self, number: int) -> list[int]:
-        """As `Mixture.longest`."""
-        found = [
-            (start + place, messages, characters)
-            for source, start in zip(self._sources, self._starts, strict=False)
-            for place, messages, characters in source.longest(number)
-        ]
-        best = set()
-        for by in (1, 2):
-            best |= {row[0] for row in sorted(found, key=lambda row: -row[by])[:number]}
-        return sorted(best)
-
-    def draw(self, seed: int, fraction: float) -> Subset:
-        """The random part that a run with this seed and data.subset trains on."""
-        from vtscale_jax.loader import kept_records  # brings grain, which brings JAX
-
-        kept = kept_records(len(self), (seed, fraction))
-        return Subset(seed, float(fraction), len(kept), ids_hash(map(self.id, kept)))
-
-    def _at(self, index: int) -> tuple[Weighed, int]:
-        place = range(len(self))[index]
-        number = bisect.bisect_right(self._starts, place) - 1
-        return self._sources[number], place - self._starts[number]
+SPLITS = ("train", "heldout")
 
 
 class Mixture:
     """The records of a mixture by index: `len(mixture)`, `mixture[i]`.
 
-    `file` is a mixture.json; the sources' records follow one another in its order, as
-    `Weighed` counts them (training shuffles). Folders are relative to the file.
-    `image_root` is used in place of each prepared folder's own; packed ones need none.
+    `file` is a mixture.json. Split "train" has the sources' records one after another
+    in its order, as `Weighed` counts them (training shuffles), without those that are
+    held out: these are split "heldout", each once, in random order. They are drawn by
+    record: a record of "train" may show the same image as one of them.
 
-    Opening it hashes what each source holds (see `FolderSource`, `ArrayRecordSource`)
-    and compares that and the counts with the file; MixtureError names the source that
-    differs. `fingerprint` is the file's hash: training does not go on from another.
+    Folders are relative to the file. `image_root` is used in place of each prepared
+    folder's own; packed ones need none.
+
+    Opening it hashes what each source holds (see `FolderSource`, `ArrayRecordSource`),
+    draws what is held out, and compares both and the counts with the file; MixtureError
+    names what differs. `fingerprint` is the hash of what decides the split's records:
+    training does not go on from another.
 
     It may be pickled to worker processes and used from threads.
     """
 
-    def __init__(self, file: str | Path, *, image_root: str | None = None):
-        self.file = Path(file)
+    def __init__(
+        self,
+        file: str | Path,
+        *,
+        split: str = "train",
+        image_root: str | None = None,
+    ):
+        self.file, self.split = Path(file), split
+        if split not in SPLITS:
+            raise MixtureError(f"split: got {split!r}; expected one of {SPLITS}.")
         self.manifest = read_manifest(self.file)
+        heldout = self.manifest.heldout
+        if split == "heldout" and heldout.records == 0:
+            raise MixtureError(
+                f"{self.file} holds no records out of training; expected some, for "
+                "the loss on them. Make the mixture anew with --heldout N (as 512), "
+                "or name others (--config.data.heldout_path=FILE)."
+            )
+        stored = {
+            part.name: _opened_part(self.file, part, image_root)
+            for part in self.manifest.parts
+        }
+        sizes = {name: len(source) for name, source in stored.items()}
+        apart = Apart(stored, held_out(sizes, heldout.records, heldout.seed))
+        self._check_heldout(apart)
+        if split == "heldout":
+            self.fingerprint = self.manifest.heldout_sha256
+            self._records = apart
+            return
         self.fingerprint = self.manifest.sha256
         seed = self.manifest.seed
         self._records = Joined(
             [
-                Weighed(part, _opened_part(self.file, part, image_root), seed)
+                Weighed(part, stored[part.name], seed, apart.of(part.name))
                 for part in self.manifest.parts
             ]
         )
@@ -153,8 +95,14 @@ class Mixture:
         return self._records[index]
 
     def __repr__(self) -> str:
-        parts = ", ".join(f"{one.name}: {one.taken}" for one in self.manifest.parts)
-        return f"Mixture({str(self.file)!r}, {len(self)} records; {parts})"
+        counts = {
+            part.name: part.taken if self.split == "train" else part.heldout
+            for part in self.manifest.parts
+        }
+        parts = ", ".join(f"{name}: {number}" for name, number in counts.items())
+        return (
+            f"Mixture({str(self.file)!r}, {self.split}, {len(self)} records; {parts})"
+        )
 
     def longest(self, number: int) -> list[int]:
         """Indices of the `number` records with the most messages, and of the `number`
@@ -163,8 +111,9 @@ class Mixture:
 
     def check_subset(self, seed: int, fraction: float) -> None:
         """MixtureError unless a run with this seed (`config.seed`) and fraction
-        (`data.subset`) trains on all records, or on the very part in the file."""
-        if fraction == 1:
+        (`data.subset`) trains on all records, or on the very part in the file. Of what
+        is held out nothing is drawn."""
+        if fraction == 1 or isinstance(self._records, Apart):
             return
         listed = self.manifest.subset
         if (seed, fraction) != (listed.seed, listed.fraction):
@@ -186,6 +135,20 @@ class Mixture:
                 " or make the mixture anew, for a new run."
             )
 
+    def _check_heldout(self, apart: Apart) -> None:
+        """MixtureError unless these are the records that the manifest holds out."""
+        listed, found = self.manifest.heldout, apart.ids_hash()
+        counts = {part.name: len(apart.of(part.name)) for part in self.manifest.parts}
+        expected = {part.name: part.heldout for part in self.manifest.parts}
+        if (found, counts) != (listed.sha256, expected):
+            raise MixtureError(
+                f"{self.file}: what is held out (seed {listed.seed}, "
+                f"{listed.records:,} records) is {counts} with the hash {found}, "
+                f"expected {expected} with {listed.sha256}: the file was edited, or "
+                "this version of numpy draws differently. Use the versions in the file,"
+                " or make the mixture anew, for a new run."
+            )
+
 
 def make_mixture(
     file: Path,
@@ -193,40 +156,61 @@ def make_mixture(
     *,
     seed: int = 0,
     subset: tuple[int, float] = (0, 0.1),
+    heldout: tuple[int, int | None] = (0, None),
 ) -> Mixture:
     """Writes a mixture.json of (name, folder, weight) and returns the mixture.
 
     A folder is a prepared one, whose packed records are used where it has them, or the
     records.jsonl or arrayrecord/ in it. `seed` draws the parts of weights that are not
-    whole; `subset` is the (seed, fraction) for adaptation. Beside the file an index of
-    each source that is read in place is written, which makes opening quick.
+    whole; `subset` is the (seed, fraction) for adaptation; `heldout` the (seed, number)
+    of records that training never sees, None for `default_heldout`. Beside the file an
+    index of each source that is read in place is written, which makes opening quick.
 
-    Raises MixtureError for names, weights and seeds that cannot be used, and for ids
-    that repeats would take twice; the sources' errors for folders that are damaged.
+    Raises MixtureError for names, weights, numbers and seeds that cannot be used, and
+    for ids that repeats would take twice; the sources' errors for folders that are
+    damaged.
     """
     check_names([name for name, _, _ in sources])
     check_draw(seed)
     check_draw(*subset)
+    check_draw(heldout[0])
     if not sources:
         raise MixtureError("got no sources; expected at least one NAME=FOLDER.")
-    parts, weighed = [], []
+    kinds = {"jsonl": FolderSource, "arrayrecord": ArrayRecordSource}
+    stores, opened = {}, {}
     for name, folder, weight in sources:
         check_part(name, weight)
-        store, where = store_of(name, folder)
-        kinds = {"jsonl": FolderSource, "arrayrecord": ArrayRecordSource}
-        stored = kinds[store](where)
-        number = len(stored)
-        if number == 0:
+        store, where = stores[name] = store_of(name, folder)
+        opened[name] = kinds[store](where)
+        if len(opened[name]) == 0:
             raise MixtureError(
                 f"source {name!r}: {where} has no records; expected at least one."
             )
-        taken = taken_of(number, weight)
-        path = _relative(where, file)
-        part = Part(name, path, store, float(weight), number, taken, stored.fingerprint)
-        parts.append(part)
-        weighed.append(Weighed(part, stored, seed))
+    apart = _drawn_apart(opened, *heldout)
+    weighed = []
+    for name, _, weight in sources:
+        number, indices = len(opened[name]), apart.of(name)
+        left = number - len(indices)
+        if left == 0:
+            raise MixtureError(
+                f"source {name!r}: all its {number:,} records would be held out; "
+                "expected some to train on. Hold out fewer (--heldout), or draw others "
+                "(--heldout_seed)."
+            )
+        store, where = stores[name]
+        part = Part(
+            *(name, _relative(where, file), store, float(weight)),
+            *(number, len(indices), taken_of(left, weight)),
+            opened[name].fingerprint,
+        )
+        weighed.append(Weighed(part, opened[name], seed, indices))
         _check_repeats(weighed[-1])
-    manifest = Manifest(seed, tuple(parts), Joined(weighed).draw(*subset))
+    manifest = Manifest(
+        seed,
+        tuple(one.part for one in weighed),
+        HeldOut(heldout[0], len(apart), apart.ids_hash()),
+        Joined(weighed).draw(*subset),
+    )
     file.parent.mkdir(parents=True, exist_ok=True)
     for one in weighed:
         if isinstance(one.stored, FolderSource):
@@ -258,6 +242,19 @@ def store_of(name: str, folder: Path) -> tuple[str, Path]:
 def index_file(file: Path, name: str) -> Path:
     """Where the index of a source lies that is read in place."""
     return file.with_name(f"{file.stem}.index") / f"{name}.safetensors"
+
+
+def _drawn_apart(opened: Mapping[str, Stored], seed: int, number: int | None) -> Apart:
+    """What is held out of these sources; MixtureError where so many cannot be."""
+    sizes = {name: len(source) for name, source in opened.items()}
+    total = sum(sizes.values())
+    number = default_heldout(total) if number is None else number
+    if type(number) is not int or not 0 <= number < total:
+        raise MixtureError(
+            f"records held out: got {number!r}; expected a whole number from 0 on, "
+            f"below the {total:,} records that there are (--heldout)."
+        )
+    return Apart(opened, held_out(sizes, number, seed))
 
 
 def _relative(folder: Path, file: Path) -> str:

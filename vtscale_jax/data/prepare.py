@@ -12,6 +12,7 @@ ended, at whatever moment, and the files are the same bytes for any number of pr
 import dataclasses
 import itertools
 import json
+import os
 import platform
 import shutil
 from collections.abc import Iterator
@@ -42,10 +43,12 @@ from vtscale_jax.data.tally import ImageTally
 from vtscale_jax.data.units import Rejected, Row
 from vtscale_jax.data.workers import in_order
 from vtscale_jax.images import MAX_PIXELS
+from vtscale_jax.records import is_address
 from vtscale_jax.run_folder import LOCK, differences, held, write_whole
 
 WORK = ".work"
-MADE = (RECORDS, MANIFEST, "report.json", "report.html", "images", "arrayrecord")
+IMAGES = "images"  # below --out: those that came inside the input
+MADE = (RECORDS, MANIFEST, "report.json", "report.html", "arrayrecord")
 ROWS_OF_PART = 1000
 IMAGES_AT_ONCE = 32
 
@@ -154,7 +157,9 @@ def _scan(request: Request, source: Source, work: Path) -> tuple[int, int]:
         (work / "rows").mkdir(exist_ok=True)
         (work / "converted").mkdir(exist_ok=True)
         before, rows, parts = _state(request.input), 0, 0
-        inside = request.out / "images"
+        inside = request.out / IMAGES
+        if source.images_inside:
+            inside.mkdir(exist_ok=True)
         found = itertools.islice(source.rows(request.input, inside), request.limit)
         bar = tqdm(desc="read", unit="row", disable=None)
         with bar, ImageTable(work / "images.sqlite", writes=True) as table:
@@ -205,12 +210,19 @@ def _image_root(request: Request, source: Source) -> str:
                 f"--images {request.images}: the images of {request.input.name} come "
                 "inside it and are written below --out; leave --images out."
             )
-        (request.out / "images").mkdir(parents=True, exist_ok=True)
-        return str(request.out / "images")
+        return os.path.abspath(request.out / IMAGES)
     if request.images is None:
         raise PrepareError("--images is missing: the folder that images lie below.")
     ImageRoot(request.images)  # is it there?
-    return request.images
+    if not is_address(request.images) and _lies_in(Path(request.images), request.out):
+        raise PrepareError(
+            f"--images {request.images} lies in --out {request.out}, whose content "
+            "--again removes: choose another --out."
+        )
+    if is_address(request.images):
+        return request.images
+    # Found from wherever training is started.
+    return os.path.abspath(request.images)
 
 
 def _plan(request: Request, source: Source, root: str) -> dict[str, Any]:
@@ -257,7 +269,7 @@ def _is_finished(out: Path, plan: dict[str, Any]) -> bool:
                 "over."
             )
         return file.exists()
-    others = {path.name for path in out.iterdir()} - {LOCK, WORK, "images"}
+    others = {path.name for path in out.iterdir()} - {LOCK, WORK}
     if others:
         raise PrepareError(
             f"--out {out} is not empty (it has {min(others)}) and was not prepared: "
@@ -270,20 +282,43 @@ def _is_finished(out: Path, plan: dict[str, Any]) -> bool:
 
 def _clear(out: Path) -> None:
     """Removes what was prepared, and nothing where nothing was. A marker, which goes
-    last, lets the next call end what a kill has left half done."""
+    last, lets the next call end what a kill has left half done: it names what goes."""
     marker = out / WORK / "clearing"
-    signs = (out / MANIFEST, out / WORK / "plan.json", marker)
-    if not any(sign.exists() for sign in signs):
+    signs = (marker, out / MANIFEST, out / WORK / "plan.json")
+    there = next((sign for sign in signs if sign.exists()), None)
+    if there is None:
         return
-    marker.parent.mkdir(exist_ok=True)
-    marker.touch()
-    made = [out / name for name in MADE]
+    if there != marker:
+        made = [*MADE, *([IMAGES] if _wrote_images(out, there) else [])]
+        if IMAGES not in made and (out / IMAGES).exists():
+            raise PrepareError(
+                f"--out {out} has a folder {IMAGES} that did not come with what was "
+                "prepared there: move it away, or choose another --out; nothing was "
+                "removed."
+            )
+        marker.parent.mkdir(exist_ok=True)
+        _write(marker, {"made": made})
+    made = [out / name for name in _read(marker)["made"]]
     for path in (*made, *(one for one in marker.parent.iterdir() if one != marker)):
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path)
         else:
             path.unlink(missing_ok=True)
     marker.unlink()
+
+
+def _wrote_images(out: Path, plan: Path) -> bool:
+    """Whether the images below `out` were written there by what made `plan`. Those of a
+    user are never removed, so not when a damaged file does not tell."""
+    try:
+        root = _read(plan)["images"]
+    except PrepareError:
+        return False
+    return not is_address(root) and Path(root).resolve() == (out / IMAGES).resolve()
+
+
+def _lies_in(folder: Path, other: Path) -> bool:
+    return folder.resolve().is_relative_to(other.resolve())
 
 
 def _state(file: Path) -> tuple[int, int]:

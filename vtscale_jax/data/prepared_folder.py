@@ -98,6 +98,17 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     return found
 
 
+def check_empty(out: Path) -> None:
+    """PreparedFolderError for a folder with files in it that would be written over or
+    lie among what is written. Hidden ones, which a kill leaves, do not count."""
+    others = [path.name for path in out.glob("*") if not path.name.startswith(".")]
+    if others:
+        raise PreparedFolderError(
+            f"--out {out} is not empty (it has {min(others)}) and was not prepared: "
+            "choose a new or empty folder; nothing was written over."
+        )
+
+
 def write_prepared(
     out: Path,
     records: Iterable[Mapping[str, Any]],

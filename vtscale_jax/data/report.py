@@ -1,11 +1,11 @@
 """What was kept and what was left out, as a page, as JSON and as lines of text."""
 
 import json
-import shlex
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from vtscale_jax.data.next_commands import after_prepare
 from vtscale_jax.report.pages import environment, flatten, sorting
 from vtscale_jax.run_folder import write_whole
 
@@ -27,7 +27,7 @@ def write_report(
     """Writes report.json and report.html into `folder`, each whole or not at all; what
     is in the first. `counts` are those of the tallies."""
     about = {name: manifest[name] for name in ("source", "input", "images", "options")}
-    report = {**about, **counts, "next": next_commands(folder, manifest)}
+    report = {**about, **counts, "next": after_prepare(folder, manifest)}
     text = json.dumps(report, indent=1)
     write_whole(folder / COUNTS, f"{text}\n".encode())
     template = environment(Path(__file__).parent).get_template("report.html.jinja")
@@ -42,19 +42,6 @@ def write_report(
     )
     write_whole(folder / PAGE, page.encode())
     return report
-
-
-def next_commands(folder: Path, manifest: Mapping[str, Any]) -> list[str]:
-    """What most would run next, as commands to type."""
-    name = shlex.quote(f"{manifest['options']['label']}={folder}:1.0")
-    path = shlex.quote(str(folder / "records.jsonl"))
-    root = shlex.quote(manifest["images"])
-    return [
-        f"python -m vtscale_jax.data mixture --out mixture.json {name}",
-        "python -m vtscale_jax.train --config configs/m256.py:paper "
-        f"--config.data.name=jsonl --config.data.path={path} "
-        f"--config.data.image_root={root}",
-    ]
 
 
 def summary(folder: Path, report: Mapping[str, Any]) -> str:

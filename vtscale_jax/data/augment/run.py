@@ -33,6 +33,7 @@ from vtscale_jax.data.augment.writing import Author
 from vtscale_jax.data.prepared_folder import (
     MANIFEST,
     Reasons,
+    check_empty,
     file_facts,
     records_file,
     write_prepared,
@@ -78,9 +79,9 @@ def augment(
     More kinds, questions or descriptions may be asked for than before, and only those
     are asked. `images` is the image root, by default that of the prepared folder.
 
-    Raises ValueError subclasses: PreparedFolderError and RecordError for the input,
-    DescriptionError where nothing in it is a description, RepliesError for a damaged
-    replies.jsonl.
+    Raises ValueError subclasses: PreparedFolderError and RecordError for the input (the
+    first also for an `out` with other files in it), DescriptionError where nothing in
+    the input is a description, RepliesError for a damaged replies.jsonl.
     """
     file, root = records_file(path)
     left_out = Reasons()
@@ -248,6 +249,8 @@ def _claimed(out: Path, job: Mapping[str, Any]) -> Iterator[None]:
             f"--out {out} is a prepared folder of something else: choose a new or "
             "empty folder; nothing was written over."
         )
+    else:
+        check_empty(out)
     write_whole(file, (json.dumps(job, indent=2) + "\n").encode())
     yield
 

@@ -23,6 +23,7 @@ from vtscale_jax.data.clean.questions import SEED, question
 from vtscale_jax.data.prepared_folder import (
     MANIFEST,
     Reasons,
+    check_empty,
     file_facts,
     read_manifest,
     write_prepared,
@@ -118,7 +119,8 @@ def clean(
     rejected too: what reads a prepared folder takes all of it.
 
     Raises ValueError subclasses: PairsError for a file without pairs, CleanError when
-    `out` is in use or of another source, EncoderError for vectors that are none.
+    `out` is in use or of another source, PreparedFolderError when it has other files,
+    EncoderError for vectors that are none.
     """
     in_use = CleanError(
         f"--out {out} is in use by another process: wait for its end, or choose "
@@ -130,6 +132,9 @@ def clean(
                 f"--out {out} is a prepared folder of something else: choose another "
                 "--out; nothing was written over."
             )
+        # A run that was ended leaves this file before any other.
+        if not (out / MANIFEST).exists() and not (out / REJECTED).exists():
+            check_empty(out)
         return _clean(path, out, limits, encoder, images, seed, chars, workers)
 
 

@@ -7,12 +7,17 @@ EXAMPLE = """\
 example:
   $ python -m vtscale_jax.data mixture --out data/mixture.json \\
         llava=data/llava:1.0 svit=data/svit:0.5 doc=data/doc
-  source        records  weight      taken  content
-  llava               …       1          …  5c1f…  jsonl
+  source          records   held out   weight       taken  content
+  llava                 …          …        1           …  5c1f…  jsonl
   …
-  data/mixture.json: … records; content 8a0e…
-  for adaptation: … of them (seed 0, fraction 0.1); ids 19bb…
-  train with --config.data.name=mixture --config.data.path=data/mixture.json
+  data/mixture.json: … records to train on; content 8a0e…
+  held out of training: 512 others (seed 0); ids 7d02…
+  for adaptation: … of those to train on (seed 0, fraction 0.1); ids 19bb…
+  Next:   python -m vtscale_jax.train --config configs/m256.py …
+
+Training takes its loss on held-out records from those of the mixture, unless others are
+named (--config.data.heldout_path). They are drawn by record, from all sources alike:
+another record of training may show the same image.
 
 A weight of 0.5 takes a random half of a source, 2.5 all of it twice and a random half
 once more. Where a folder has records packed with their images (prepare --store
@@ -22,6 +27,8 @@ arrayrecord), those are used; NAME=FOLDER/records.jsonl takes the others.
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The command's arguments."""
+    from vtscale_jax.data.mixture_manifest import MOST_HELD_OUT
+
     parser.description = (
         "Writes a file that says what a training set is made of, with the hash of all\n"
         "that is in it. Training refuses data that differ from it."
@@ -41,6 +48,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=int,
         default=0,
         help="draws the parts of weights that are not whole (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--heldout",
+        type=int,
+        metavar="N",
+        help="records that training never sees, for its loss on them; 0: none "
+        f"(default: {MOST_HELD_OUT}, or a hundredth of the records if that is less)",
+    )
+    parser.add_argument(
+        "--heldout_seed", type=int, default=0, help="draws them (default: %(default)s)"
     )
     parser.add_argument(
         "--subset_seed",
@@ -87,6 +104,7 @@ def parse_source(text: str) -> tuple[str, Path, float]:
 def run(options: argparse.Namespace) -> None:
     """Runs the command."""
     from vtscale_jax.data.mixture import make_mixture
+    from vtscale_jax.data.next_commands import after_mixture
 
     sources = [parse_source(text) for text in options.sources]
     mixture = make_mixture(
@@ -94,19 +112,32 @@ def run(options: argparse.Namespace) -> None:
         sources,
         seed=options.seed,
         subset=(options.subset_seed, options.subset_fraction),
+        heldout=(options.heldout_seed, options.heldout),
     )
     manifest = mixture.manifest
     width = max(12, *(len(part.name) for part in manifest.parts))
-    print(f"{'source':{width}} {'records':>10} {'weight':>8} {'taken':>11}  content")
+    print(
+        f"{'source':{width}} {'records':>10} {'held out':>10} {'weight':>8} "
+        f"{'taken':>11}  content"
+    )
     for part in manifest.parts:
         print(
-            f"{part.name:{width}} {part.records:10,} {part.weight:8g} {part.taken:11,}"
-            f"  {part.sha256[:16]}  {part.store}"
+            f"{part.name:{width}} {part.records:10,} {part.heldout:10,} "
+            f"{part.weight:8g} {part.taken:11,}  {part.sha256[:16]}  {part.store}"
         )
-    subset, out = manifest.subset, options.out
+    heldout, subset, out = manifest.heldout, manifest.subset, options.out
     print(
-        f"{out}: {manifest.records:,} records; content {manifest.sha256[:16]}\n"
-        f"for adaptation: {subset.records:,} of them (seed {subset.seed}, fraction "
-        f"{subset.fraction:g}); ids {subset.sha256[:16]}\n"
-        f"train with --config.data.name=mixture --config.data.path={out}"
+        f"{out}: {manifest.records:,} records to train on; content "
+        f"{manifest.sha256[:16]}\n"
+        f"held out of training: {heldout.records:,} others (seed {heldout.seed}); ids "
+        f"{heldout.sha256[:16]}\n"
+        f"for adaptation: {subset.records:,} of those to train on (seed {subset.seed},"
+        f" fraction {subset.fraction:g}); ids {subset.sha256[:16]}"
     )
+    for command in after_mixture(out, manifest):
+        print(f"Next:   {command}")
+    if heldout.records == 0:
+        print(
+            "Training asks for held-out records: make the mixture with --heldout N, or "
+            "name others with --config.data.heldout_path=FILE."
+        )

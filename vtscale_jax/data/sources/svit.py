@@ -19,6 +19,7 @@ from vtscale_jax.data.sources import SVIT_KINDS
 from vtscale_jax.data.sources.source import Source, field
 from vtscale_jax.data.units import (
     ASSISTANT,
+    EMPTY,
     MALFORMED,
     SHORT_QUESTION,
     USER,
@@ -101,8 +102,15 @@ def _messages(raw: Any) -> int:
     return sum(count(field(entry, "content")) for entry in entries)
 
 
+def _entries(raw: Any) -> list[Any]:
+    entries = listed(field(raw, "conversations"), "conversations")
+    if not entries:
+        raise Rejected(EMPTY, "conversations is an empty list")
+    return entries
+
+
 def _by_entry(raw: Any, image: Image | None) -> Iterator[Kept | Left]:
-    for index, entry in enumerate(listed(field(raw, "conversations"), "conversations")):
+    for index, entry in enumerate(_entries(raw)):
         content = field(entry, "content")
         try:
             messages, boxes = _converted(content, index, image)
@@ -114,7 +122,7 @@ def _by_entry(raw: Any, image: Image | None) -> Iterator[Kept | Left]:
 
 def _by_pair(raw: Any, image: Image | None) -> Iterator[Kept | Left]:
     pairs: list[tuple[list[dict[str, Any]], int]] = []
-    for index, entry in enumerate(listed(field(raw, "conversations"), "conversations")):
+    for index, entry in enumerate(_entries(raw)):
         content = field(entry, "content")
         try:
             rest = listed(content, f"conversations[{index}].content")

@@ -187,6 +187,8 @@ def run_config(folder: AuthorsFolder, run: Path, use: Use) -> dict[str, Any]:
             "max_local_views": folder.max_local_views,
             "template": use.template,
             "require_image": stage == "align",
+            "views": "exact",
+            "truncate_answers": stage == "align",
         },
     }
 
