@@ -8,6 +8,7 @@ from PIL import Image
 from small_runs import manifest, small_config
 
 from vtscale_jax.data.__main__ import main
+from vtscale_jax.next_commands import next_stage
 from vtscale_jax.train import train
 
 ROWS = 120
@@ -82,6 +83,10 @@ def test_what_prepare_lets_through_trains_without_a_skip(download, tmp_path, sto
     train(config, tmp_path / "run")
     found = manifest(tmp_path / "run")
     assert found["finished"] and found["samples_skipped"] == 0
+    following = next_stage(config, tmp_path / "run")
+    assert f"--config.data.name={config.data.name}" in following
+    assert f"--config.data.path={config.data.path}" in following
+    assert "image_root" not in following
 
 
 def test_without_it_the_broken_ones_are_skipped_or_stop_the_run(download, tmp_path):

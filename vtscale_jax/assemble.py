@@ -256,8 +256,8 @@ class Parts:
         if number == 0:
             raise ValueError(
                 f"the held-out data has {len(source)} records, expected at least one "
-                f"batch of {spec.batch_size}: add records to data.heldout_path, or "
-                "lower data.batch_size"
+                f"batch of {spec.batch_size}: add records to data.heldout_path (of a "
+                "mixture: make it with a larger --heldout), or lower data.batch_size"
             )
         layout, rows = self.layout(num_queries), shards.rows(spec.batch_size)
         shapes = spec.agreed(shards)

@@ -1,5 +1,6 @@
 """What most would run next, as commands to type."""
 
+import shlex
 from pathlib import Path
 
 from ml_collections import ConfigDict
@@ -16,6 +17,19 @@ def ask_it(config: ConfigDict, workdir: Path) -> list[str]:
     return [f"Ask:     {command}"]
 
 
+def _data_flags(config: ConfigDict) -> list[str]:
+    """What the command needs to train on the same data, where those are files."""
+    data = config.data
+    if data.name == "digit_pages":
+        return []
+    fields = ("name", "path", "heldout_path", "image_root")
+    return [
+        f"--config.data.{field}={shlex.quote(data[field])}"
+        for field in fields
+        if data[field]
+    ]
+
+
 def next_stage(config: ConfigDict, workdir: Path) -> str:
     """The command that most would run next, in a run folder of its own."""
 
@@ -27,6 +41,7 @@ def next_stage(config: ConfigDict, workdir: Path) -> str:
         line = f"Next:    python -m vtscale_jax.train --config {file}"
         if init_from != "embedded":
             line += f" --config.weights.init_from={init_from}"
+        line += "".join(f" {flag}" for flag in _data_flags(config))
         return line + (f" --config.name={name}" if name else "")
 
     if config.stage == "align":
