@@ -20,19 +20,22 @@ LARGE = BatchSpec(SIZE, SPEC.tokens_per_crop, (SIZE * 2,), (48,), (8,), (48,), (
 
 
 class Pages(Samples):
-    """4,000 records of one small view and one turn."""
+    """4,000 records of one turn, and one small view unless only their order matters."""
 
-    def __init__(self):
+    def __init__(self, seen=False):
         super().__init__(4000)
+        self.seen = seen
 
     def __getitem__(self, index):
-        pixels = np.full((VIEW, VIEW, 3), index % 256, np.uint8)
+        pixels = None
+        if self.seen:
+            pixels = np.full((VIEW, VIEW, 3), index % 256, np.uint8)
         turn = Turn(f"what is digit {index % 90} ?", f"{index % 100}")
         return Record(f"page-{index}", pixels, (turn,))
 
 
-def pages_stream(**more):
-    return Stream(Pages(), ADAPT, LARGE, layout=LAYOUT, seed=3, num_threads=1, **more)
+def pages_stream(seen=False, **more):
+    return Stream(Pages(seen), ADAPT, LARGE, layout=LAYOUT, seed=3, num_threads=1, **more)
 
 
 def fed_by(host, hosts, *, cut=None, encoder=None):
@@ -91,7 +94,7 @@ kept = []
 def resident():
     with open("/proc/self/statm") as file:
         return int(file.read().split()[1]) * resource.getpagesize() / 2**20
-for step, fed in zip(range(1 + 20_000 // SIZE), pages_stream(), strict=False):
+for step, fed in zip(range(1 + 20_000 // SIZE), pages_stream(True), strict=False):
     if {hoard}:
         kept.append(fed.batch.fusion.crops)
     if step == 50:

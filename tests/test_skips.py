@@ -75,6 +75,7 @@ def test_broken_images_are_skipped_counted_and_named(pages, tmp_path):
     assert f"{len(lines)} samples were skipped" in report
 
 
+@pytest.mark.long  # test_encoders.py has the batches of both
 def test_workers_skip_the_same_and_train_the_same(pages, tmp_path):
     for name, number in (("threads", 0), ("workers", 1)):
         train(config_of(pages, data__num_workers=number), tmp_path / name)
