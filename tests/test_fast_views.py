@@ -269,6 +269,7 @@ def test_digit_pages_differ_by_rounding_only():
         assert np.abs(ours[0] - inside).max() < 0.51
 
 
+@pytest.mark.long  # one batch is compared above
 @pytest.mark.slow
 def test_training_with_fast_views_is_training(tmp_path):
     losses = {}

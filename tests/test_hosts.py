@@ -77,7 +77,11 @@ def test_one_killed_process_is_named_and_the_run_goes_on(one, tmp_path, cache, k
 
 
 @pytest.mark.parametrize(
-    "processes_of", [(2,), pytest.param((2, 2, 1, 2, 2), marks=pytest.mark.long)]
+    "processes_of",
+    [
+        pytest.param((2,), marks=pytest.mark.long),
+        pytest.param((2, 2, 1, 2, 2), marks=pytest.mark.long),
+    ],
 )
 def test_sigterm_at_random_moments_loses_nothing(one, tmp_path, cache, processes_of):
     """Several in a row, to one process or to both, each run going on from the one

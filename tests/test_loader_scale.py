@@ -35,7 +35,9 @@ class Pages(Samples):
 
 
 def pages_stream(seen=False, **more):
-    return Stream(Pages(seen), ADAPT, LARGE, layout=LAYOUT, seed=3, num_threads=1, **more)
+    return Stream(
+        Pages(seen), ADAPT, LARGE, layout=LAYOUT, seed=3, num_threads=1, **more
+    )
 
 
 def fed_by(host, hosts, *, cut=None, encoder=None):

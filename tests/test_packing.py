@@ -169,6 +169,7 @@ def test_the_largest_number_of_rows_holds_any_batch(made):
         pack(collate([longest] * BATCH, replace(plain, crops=(200,))).llm, (1,))
 
 
+@pytest.mark.long  # its gradient is compared above
 def test_a_packed_run_learns_the_same(tmp_path):
     """Six steps of the real command, packed and not."""
     more = {"data__questions_per_page": 1, "data__batch_size": 16, "optim__steps": 4}

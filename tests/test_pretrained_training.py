@@ -226,6 +226,7 @@ def test_align_begins_from_a_clip_folder(clip_folder, tmp_path):
     assert 0.01 < saved["vision/merge/kernel"].std() < 0.03
 
 
+@pytest.mark.long  # align is shown in short
 def test_the_next_stage_follows_the_clip(clip_folder, tmp_path):
     folder, _ = clip_folder
     small = {"optim__steps": 1, "data__page__page_size": 48, "eval__questions": 1}

@@ -209,6 +209,7 @@ def command(*words):
     )
 
 
+@pytest.mark.long  # embedded runs do in short
 def test_the_smol_preset_trains_and_its_run_answers(tmp_path):
     changes = {
         "num_queries": 4,

@@ -62,6 +62,7 @@ def whole(tmp_path_factory, repo_dir):
     return folder / "run", cache
 
 
+@pytest.mark.long  # test_hosts.py and test_eval_run.py kill too
 def test_one_run_killed_again_and_again(whole, tmp_path, repo_dir):
     """Three kills in a row, at random moments, each run continuing the one before."""
     reference, cache = whole
