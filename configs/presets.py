@@ -149,6 +149,8 @@ def embedded(stage: str) -> dict:
             "llm_param_dtype": "auto",
             "remat": False,
             "unroll": 1,
+            # The frozen language model's kernels as int8: half the memory of bfloat16.
+            "llm_int8": False,
             "vision": {
                 "image_size": 32,
                 "patch_size": 8,
@@ -279,6 +281,8 @@ def paper(stage: str) -> dict:
             "llm_param_dtype": "auto",
             "remat": True,
             "unroll": 1,
+            # The frozen language model's kernels as int8: half the memory of bfloat16.
+            "llm_int8": False,
             "vision": {
                 "image_size": 336,
                 "patch_size": 14,

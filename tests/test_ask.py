@@ -4,12 +4,15 @@ import io
 import json
 import shutil
 import time
+from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 from small_runs import small_config
 
 from vtscale_jax import ask
+from vtscale_jax.compilation import CompileClock, keep_compiled
 from vtscale_jax.conversation import Answering, ImageConversation
 from vtscale_jax.train import train
 from vtscale_jax.trained import RunError, open_trained
@@ -177,7 +180,7 @@ def test_runs_that_cannot_answer(run, tmp_path):
     older = json.loads((run / "config.json").read_text())
     del older["data"]["views"]
     (align / "config.json").write_text(json.dumps(older))
-    with pytest.raises(RunError, match=r'no data\.views: .*"views": "exact"'):
+    with pytest.raises(RunError, match=r'add "views": "exact" to its "data"'):
         open_trained(align)
     other = tmp_path / "other"
     shutil.copytree(run, other)
@@ -226,7 +229,7 @@ def test_a_run_on_a_fresh_language_model_has_the_same_one_again(tmp_path):
 
 
 def test_compiling_is_counted_once():
-    clock = ask.CompileClock()
+    clock = CompileClock()
     now = time.perf_counter
 
     def spend(name, inner=()):
@@ -249,3 +252,28 @@ def test_fewer_queries_are_the_first_ones(run):
     queries = np.asarray(whole.params["fusion"]["queries"])
     assert queries.shape[0] == 15
     assert np.array_equal(fewer.params["fusion"]["queries"], queries[:3])
+
+
+def test_compiled_programs_are_kept_by_processor(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    before = {
+        name: getattr(jax.config, name)
+        for name in (
+            "jax_compilation_cache_dir",
+            "jax_persistent_cache_min_compile_time_secs",
+        )
+    }
+    try:
+        monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", "elsewhere")
+        keep_compiled()
+        assert (
+            jax.config.jax_compilation_cache_dir
+            == (before["jax_compilation_cache_dir"])
+        )
+        monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR")
+        keep_compiled()
+        folder = Path(jax.config.jax_compilation_cache_dir)
+        assert folder.parent == tmp_path / "vtscale_jax" / "compiled"
+    finally:
+        for name, value in before.items():
+            jax.config.update(name, value)

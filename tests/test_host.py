@@ -3,7 +3,8 @@
 import pytest
 from jaxlib.xla_client import generate_pjrt_gpu_plugin_options
 
-from vtscale_jax.parallel.host import GPU_MEMORY_SHARE, take_gpu_memory
+from vtscale_jax.devices import GPU_MEMORY_SHARE
+from vtscale_jax.parallel.host import take_gpu_memory
 
 VARIABLES = ("XLA_CLIENT_MEM_FRACTION", "XLA_PYTHON_CLIENT_MEM_FRACTION")
 

@@ -13,6 +13,7 @@ import tiny
 
 from vtscale_jax import settings
 from vtscale_jax.collate import Encoded, blank_batch, collate
+from vtscale_jax.devices import GIB, Chip
 from vtscale_jax.parallel import __main__ as command
 from vtscale_jax.parallel.mesh import make_mesh, spread
 from vtscale_jax.parallel.plans import command as planning
@@ -26,8 +27,6 @@ from vtscale_jax.parallel.plans.plan import (
     predict,
 )
 from vtscale_jax.parallel.plans.topologies import (
-    GIB,
-    Chip,
     Topology,
     TopologyError,
     check_compiler,

@@ -5,9 +5,9 @@ import json
 
 import pytest
 
+from vtscale_jax.devices import GIB
 from vtscale_jax.parallel import __main__ as command
 from vtscale_jax.parallel.plans import topologies
-from vtscale_jax.parallel.plans.topologies import GIB
 
 QUERIES = (1, 8, 16, 32, 64, 128, 256, 384, 512, 768)
 # ml_collections loads a config file in a way that Python 3.12 no longer has.

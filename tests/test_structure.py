@@ -38,15 +38,16 @@ HOST = (
 )
 TOWERS = ("vision", "text_tower", "fusion", "llm")
 DEVICE = (
-    *("rotary", "attention", "layers", *TOWERS, "generate", "vlm", "losses"),
+    *("rotary", "attention", "fused_attention", "layers", *TOWERS),
+    *("generate", "vlm", "losses"),
     *("stages", "optim", "step", "settings"),
 )
 ENTRY = (
-    *("assemble", "phases", "program", "prepare", "dry_run", "evaluate"),
-    *("next_commands", "train"),
+    *("compilation", "assemble", "phases", "program", "prepare", "dry_run", "evaluate"),
+    *("next_commands", "pace", "train"),
     *("stream", "conversation", "trained", "ask", "heldout", "baseline"),
 )
-SPINE = (HOST[0], "paths", "config_files", *HOST[1:], *DEVICE, *ENTRY)
+SPINE = (HOST[0], "paths", "config_files", "devices", *HOST[1:], *DEVICE, *ENTRY)
 RIBS = (
     *("embedded", "weights", "report", "parallel", "eval"),
     *("data", "divergence", "scaling", "cost", "sweep"),

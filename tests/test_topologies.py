@@ -10,14 +10,10 @@ import numpy as np
 import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from vtscale_jax.devices import GIB, GPU, GPU_MEMORY_SHARE, GPUS, TPU, TPUS
 from vtscale_jax.parallel.plans import topologies
 from vtscale_jax.parallel.plans.topologies import (
     ALL,
-    GIB,
-    GPU,
-    GPUS,
-    TPU,
-    TPUS,
     TopologyError,
     check_compiler,
     target_config,
@@ -75,7 +71,13 @@ def test_network():
 @pytest.mark.parametrize("chip", [*GPUS.values(), *TPUS.values()], ids=lambda c: c.name)
 def test_numbers_are_in_range(chip):
     nominal = {"A100-SXM4-40GB": 40, "A100-SXM4-80GB": 80, "H100 80GB HBM3": 80}
-    nominal |= {"TPU v4": 32, "TPU v5e": 16, "TPU v5p": 96, "TPU v6e": 32}
+    nominal |= {
+        "NVIDIA H200": 140,
+        "TPU v4": 32,
+        "TPU v5e": 16,
+        "TPU v5p": 96,
+        "TPU v6e": 32,
+    }
     size = next(size for name, size in nominal.items() if chip.name.endswith(name))
     assert 0.9 * size < chip.memory / GIB < size
     # Operations for each byte: the ratio that no chip of these years leaves.
@@ -94,7 +96,7 @@ def test_target_config(gpu):
     assert text.count("{") == text.count("}")
     # The compiler's memory and ours are of one card.
     total = dict(gpu.config)["device_memory_size"]
-    assert gpu.memory == int(topologies.GPU_MEMORY_SHARE * total)
+    assert gpu.memory == int(GPU_MEMORY_SHARE * total)
 
 
 @pytest.mark.parametrize("name, extra", [("h100:8", "gpu"), ("v6e-16", "tpu")])

@@ -11,15 +11,12 @@ with a language model alone.
 """
 
 import argparse
-import os
 import sys
-import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import cast
 
-import jax
-
+from vtscale_jax.compilation import CompileClock, keep_compiled
 from vtscale_jax.conversation import (
     Answering,
     Conversation,
@@ -31,7 +28,6 @@ from vtscale_jax.generate import Sampling
 from vtscale_jax.images import load_image
 from vtscale_jax.tokens import Tokenizer, end_ids
 from vtscale_jax.trained import open_trained
-from vtscale_jax.weights.fetch import cache_folder
 from vtscale_jax.weights.language_models import load_language_model
 
 EXAMPLE = """\
@@ -40,31 +36,8 @@ example:
         --question "what digits are on the page ? read all in order ."
   > what digits are on the page ? read all in order .
   4 0 7 7 1
-    first token after 0.05 s: views 0.00, vision 0.02, fusion 0.02, prefill 0.01 …
+    first token after 0.05 s: text 0.00, views 0.00, transfer 0.00, vision 0.02 …
 """
-
-
-class CompileClock:
-    """Seconds that JAX has spent on tracing and compiling since this was made."""
-
-    def __init__(self) -> None:
-        self.seconds = 0.0
-        self._covered: list[tuple[float, float]] = []
-        jax.monitoring.register_event_duration_secs_listener(self._add)
-
-    def _add(self, event: str, duration_secs: float, **_: str | int) -> None:
-        """An event that has just ended; those within it came before, and count once."""
-        if not event.startswith("/jax/core/compile/"):
-            return
-        end = time.perf_counter()
-        start = end - duration_secs
-        while self._covered and self._covered[-1][0] >= start:
-            inner = self._covered.pop()
-            self.seconds -= inner[1] - inner[0]
-        if self._covered:
-            start = max(start, self._covered[-1][1])
-        self._covered.append((start, end))
-        self.seconds += end - start
 
 
 def questions(given: Sequence[str]) -> Iterator[str]:
@@ -87,16 +60,10 @@ def timing_line(timing: Timing, compiling: float, tokens: int, seconds: float) -
     """Where the time to the first token went, and how fast the others came.
 
     >>> timing_line(Timing(0.01, 0.2, 0.1, 0.09, 290, 290), 0.25, 11, 0.5)[:33]
-    '  first token after 0.40 s: views'
+    '  first token after 0.40 s: text '
     """
-    parts = {
-        "views": timing.views,
-        "vision": timing.vision,
-        "fusion": timing.fusion,
-        "prefill": timing.prefill,
-    }
     line = f"  first token after {timing.first_token:.2f} s: "
-    line += ", ".join(f"{name} {value:.2f}" for name, value in parts.items())
+    line += ", ".join(f"{name} {value:.2f}" for name, value in timing.parts.items())
     line += f" (read {timing.num_read} of {timing.num_tokens} tokens"
     if compiling > 0.005:
         line += f"; {compiling:.2f} s of it compiling"
@@ -232,14 +199,6 @@ def start(options: argparse.Namespace) -> Conversation:
     return ImageConversation(
         run.params, run.model, run.encoding, run.layout, options.image, answering
     )
-
-
-def keep_compiled() -> None:
-    """Compiled programs are kept between runs, unless the user has set where."""
-    if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
-        folder = cache_folder() / "compiled"
-        jax.config.update("jax_compilation_cache_dir", str(folder))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

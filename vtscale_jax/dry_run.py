@@ -93,11 +93,15 @@ def arithmetic(
 ) -> Arithmetic:
     """What a step costs, counted by `cost`, in the form that plans want it.
 
-    `frozen_bytes` are those of one frozen parameter.
+    `frozen_bytes` are those of one frozen number that is no int8.
     """
     parameters = _parameters(stage, model)
     trainable = sum(part.count for part in parameters if part.trains)
-    frozen = sum(part.count for part in parameters if not part.trains)
+    frozen = sum(
+        part.int8 + frozen_bytes * (part.count - part.int8)
+        for part in parameters
+        if not part.trains
+    )
     sizes = flops.batch_sizes(batch)
     counted = flops.step_flops(
         stage, model, sizes, trainable=trainable, accumulation=accumulation
@@ -115,7 +119,7 @@ def arithmetic(
     return Arithmetic(
         work,
         trainable=traffic.FLOAT32 * trainable,
-        frozen=frozen_bytes * frozen,
+        frozen=frozen,
         hidden=moved.hidden,
         block=moved.largest_block,
     )

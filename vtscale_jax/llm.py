@@ -190,6 +190,20 @@ def quantize(params: dict[str, Any]) -> dict[str, Any]:
     return {**params, "blocks": paths.unflatten(small)}
 
 
+def without_int8(config: LLMConfig) -> LLMConfig:
+    """The config of the parameters that `quantize` takes."""
+    blocks = dataclasses.replace(config.blocks, int8=False)
+    return dataclasses.replace(config, blocks=blocks)
+
+
+def held_in(path: str, dtype: str) -> str:
+    """The dtype of a frozen parameter where floats are held in `dtype`: whole numbers
+    stay so, and their scales float32."""
+    if path.endswith("/kernel_int8"):
+        return "int8"
+    return "float32" if path.endswith("/kernel_scale") else dtype
+
+
 @jax.jit
 def _whole_numbers(
     kernels: Float[Array, "N D E"],

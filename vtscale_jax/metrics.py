@@ -73,6 +73,7 @@ class Throughput:
 
     The clock starts when the object is made: make it after compilation. Work that is
     not training (evaluation, checkpoints) goes under `with throughput.paused():`.
+    `last_seconds` are those of the last log interval.
     """
 
     def __init__(
@@ -83,11 +84,13 @@ class Throughput:
         self._clock = clock
         self._intervals: deque[tuple[int, float]] = deque(maxlen=window)
         self._mark = clock()
+        self.last_seconds = 0.0
 
     def update(self, samples: int | np.integer) -> float:
         """Ends a log interval in which `samples` were trained on; returns samples/s."""
         now = self._clock()
-        self._intervals.append((int(samples), now - self._mark))
+        self.last_seconds = now - self._mark
+        self._intervals.append((int(samples), self.last_seconds))
         self._mark = now
         seconds = sum(elapsed for _, elapsed in self._intervals)
         if seconds <= 0:

@@ -19,6 +19,7 @@ from jax.sharding import Mesh
 from jax.stages import Compiled, Lowered
 
 from vtscale_jax import paths
+from vtscale_jax.llm import held_in
 from vtscale_jax.optim import OptimConfig, make_optimizer
 from vtscale_jax.parallel import rules
 from vtscale_jax.parallel.mesh import place, replicated, split
@@ -69,9 +70,13 @@ class Program:
             functools.partial(initial_state, optimizer=optimizer), trainable
         )
         lie = rules.parameter_shardings(trainable, mesh)
-        frozen = jax.tree.map(
-            lambda leaf: jax.ShapeDtypeStruct(leaf.shape, jnp.dtype(frozen_dtype)),
-            frozen,
+        frozen = paths.unflatten(
+            {
+                path: jax.ShapeDtypeStruct(
+                    leaf.shape, jnp.dtype(held_in(path, frozen_dtype))
+                )
+                for path, leaf in paths.flatten(frozen).items()
+            }
         )
         kept = rules.frozen_shardings(frozen, mesh, frozen_layout)
         return cls(

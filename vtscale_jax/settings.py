@@ -75,7 +75,7 @@ def model_config(config: ConfigDict, dtype: str) -> ModelConfig:
             model,
             num_query_rows=config.num_queries - 1,
         ),
-        llm=_tower(LLMConfig, model.llm, dtype, model),
+        llm=_tower(LLMConfig, model.llm, dtype, model, int8=model.llm_int8),
         text=_tower(TextConfig, model.text, dtype, model),
     )
 
@@ -170,10 +170,18 @@ def block_config(part: ConfigDict, **run: Any) -> BlockConfig:
     return BlockConfig(**values, rope_scaling=rope, **run)
 
 
-def _tower(kind: type, part: ConfigDict, dtype: str, model: ConfigDict, **more: Any):
+def _tower(
+    kind: type,
+    part: ConfigDict,
+    dtype: str,
+    model: ConfigDict,
+    *,
+    int8: bool = False,
+    **more: Any,
+):
     """One tower's settings; its `blocks` get the run's dtype, remat and unroll."""
     values = {name: part[name] for name in part if name != "blocks"}
     blocks = block_config(
-        part.blocks, dtype=dtype, remat=model.remat, unroll=model.unroll
+        part.blocks, dtype=dtype, remat=model.remat, unroll=model.unroll, int8=int8
     )
     return kind(**values, **more, blocks=blocks)

@@ -27,18 +27,19 @@ from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 
 from vtscale_jax import paths, settings
+from vtscale_jax.compilation import keep_compiled
 from vtscale_jax.dry_run import dry_run
 from vtscale_jax.evaluate import Evaluator, heldout_scores
 from vtscale_jax.loss_watch import LossWatch, TrainingStopped, check_loss
-from vtscale_jax.metrics import MetricsLog, NoLog, Throughput
+from vtscale_jax.metrics import MetricsLog, NoLog
 from vtscale_jax.next_commands import ask_it, next_stage
 from vtscale_jax.optim import learning_rate
+from vtscale_jax.pace import CompiledSteps, Pace, limit
 from vtscale_jax.parallel import host
 from vtscale_jax.parallel.hosts.cluster import Cluster
 from vtscale_jax.parallel.hosts.processes import Processes, start
 from vtscale_jax.parallel.hosts.stopping import StopRequests
 from vtscale_jax.parallel.mesh import described, feed, own_shards, to_host
-from vtscale_jax.parallel.plans.plan import measure
 from vtscale_jax.phases import Feeding, Step, total_hash
 from vtscale_jax.prepare import count, identity, lay_out, load
 from vtscale_jax.report.page import write_report
@@ -107,11 +108,13 @@ def train(
     processes.agree("starting weights, data and dtypes", str(inputs))
     frozen, provenance = weights.frozen, weights.provenance
     counts = {"trainable": count(weights.trainable), "frozen": count(frozen)}
+    at_most = limit(run.dtypes.compute)
     manifest = {
         "command": shlex.join(["python", *sys.orig_argv[1:]]),
         "code": code_version(),
         "versions": versions(),
         "device": described(program.mesh) | {"processes": processes.count},
+        "peak": at_most._asdict(),
         "inputs": inputs,
         "weights": {name: found._asdict() for name, found in provenance.items()},
         "parameters": counts,
@@ -170,16 +173,15 @@ def train(
             else NoLog()
         )
         rate = learning_rate(run.optim)
-        clock, compiled = Throughput(), {}
+        pace = stack.enter_context(Pace(at_most))
+        steps = CompiledSteps(program, run.optim.accumulation)
         pending: list[tuple[Step, dict]] = []
-        timed = 0
 
         def due(step: Step) -> bool:
             return step.number % config.log.every == 0 or step.number == total_steps
 
         def flush() -> None:
             """Looks at the steps that are done, and logs the last if it is due."""
-            nonlocal timed
             rows = jax.device_get([metrics for _, metrics in pending])
             for (step, _), row in zip(pending, rows, strict=True):
                 watch.see(step.number, float(row["loss"]), float(row["grad_norm"]))
@@ -187,9 +189,7 @@ def train(
                 step, row = pending[-1][0], rows[-1]
                 row["learning_rate"] = rate((step.number - 1) // run.optim.accumulation)
                 row["num_queries"] = step.phase.num_queries
-                row["samples_per_s"] = clock.update(timed)
-                timed = 0
-                log.write(step.number, **row)
+                log.write(step.number, **row, **pace.row())
             pending.clear()
 
         def save(step: Step, heldout_loss: float) -> None:
@@ -209,22 +209,19 @@ def train(
         # Loop. Metrics are fetched one step late: the device never waits for them.
         patience = config.hosts.wait_s  # hosts compile at different speeds
         try:
-            for step in feeding.steps(begun, place_in_data, skips):
+            for step in pace.waiting(feeding.steps(begun, place_in_data, skips)):
                 number = step.number
                 # Who is late with its data, or hangs in it, is named after a while.
                 processes.barrier(f"the data of step {number}", patience)
                 patience = config.hosts.timeout_s
-                shapes = tuple(leaf.shape for leaf in jax.tree.leaves(step.batch))
                 batch = feed(step.batch, program.mesh, shards)
-                if shapes not in compiled:
+                compiled = steps.of(batch)
+                if compiled is None:
                     jax.block_until_ready(state)
                     patience = config.hosts.wait_s
-                    with clock.paused():
-                        compiled[shapes] = program.compile(batch)
-                        needs = measure(program, compiled[shapes])
-                    most = max(needs.peak, manifest.get("step_memory_bytes", 0))
-                    manifest["step_memory_bytes"] = most
-                state, metrics = compiled[shapes](state, frozen, batch)
+                    with pace.paused():
+                        compiled = steps.compile(batch)
+                state, metrics = compiled.run(state, frozen, batch)
                 if pending and due(pending[-1][0]):
                     flush()
                 # The device computes this step while the next batch comes to it; more
@@ -232,7 +229,7 @@ def train(
                 if pending:
                     jax.block_until_ready(pending[-1][1])
                 pending.append((step, metrics))
-                timed += config.data.batch_size
+                pace.did(config.data.batch_size, compiled)
                 last = number == total_steps
                 stop = stops is not None and stops.requested(number)
                 evaluate_now = number % config.eval.every == 0 or last
@@ -240,7 +237,7 @@ def train(
                 if not (evaluate_now or save_now):
                     continue
                 flush()
-                with clock.paused():
+                with pace.paused():
                     scores = heldout_scores(
                         program, state.params, frozen, step.phase.heldout, shards
                     )
@@ -272,6 +269,8 @@ def train(
             "duration_s": elapsed + time.monotonic() - started,
             "peak_memory_bytes": host.peak_memory_bytes(),
             "params_sha256": paths.content_hash(trained),
+            "step_memory_bytes": steps.memory,
+            "speed": pace.summary(),
             "samples_skipped": len(skipped_places(workdir)),
         }
         # The report shows the manifest; a run is finished once both stand.
@@ -342,6 +341,7 @@ def main(argv: list[str]) -> None:
     # orbax reports every file it writes, and every error that it also raises.
     logging.set_verbosity(logging.FATAL)
     host.take_gpu_memory()
+    keep_compiled()
     config = _CONFIG.value
     workdir = Path(_WORKDIR.value or f"runs/{config.name}")
     about = {

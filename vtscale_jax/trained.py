@@ -14,7 +14,7 @@ from vtscale_jax import paths, settings
 from vtscale_jax.assemble import Parts, assemble, prompts_encoding
 from vtscale_jax.config_files import config_file
 from vtscale_jax.encoding import Encoding
-from vtscale_jax.llm import quantize, unstack
+from vtscale_jax.llm import held_in, unstack
 from vtscale_jax.parallel.mesh import make_mesh, place, spread, to_host
 from vtscale_jax.program import Program, shardings
 from vtscale_jax.run_folder import RunFolder
@@ -27,8 +27,11 @@ from vtscale_jax.weights.pretrained import PretrainedError
 # The parts of a run's config that a model is made from.
 READ = "stage preset seed num_queries num_followup_queries inputs model weights data"
 READ = READ.split()
-# Fields of data that came later, with what runs without them did.
-ADDED = {"views": "exact", "truncate_answers": False}
+# Fields that came later, with what runs without them did.
+ADDED = {
+    "data": {"views": "exact", "truncate_answers": False},
+    "model": {"llm_int8": False},
+}
 
 
 class RunError(ValueError):
@@ -54,7 +57,8 @@ def open_trained(
     int8: bool = False,
 ) -> Trained:
     """The run in `folder`, with M = `num_queries` (default: the run's) query tokens for
-    a first question and N for later ones; `int8` makes the LLM's weights int8.
+    a first question and N for later ones; `int8` holds the LLM's kernels as int8, as a
+    run that was trained with them does anyway.
 
     Any M up to the run's is possible, because the first queries do not depend on later
     ones; the run was trained for its own. Raises RunError for a folder without a
@@ -64,13 +68,14 @@ def open_trained(
     config = run_config(
         folder, num_queries=num_queries, num_followup_queries=num_followup_queries
     )
+    if int8:
+        config.model.llm_int8 = True
     dtypes = settings.resolve_dtypes(config, jax.default_backend())
     model = settings.model_config(config, dtypes.compute)
     parts, params = read_run(folder, config, model, llm_dtype=dtypes.llm_params)
-    llm = params.pop("llm")  # held by nobody else: its tensors are let go one by one
-    llm = jax.tree.map(lambda leaf: leaf.astype(dtypes.llm_params), llm)
-    llm = unstack(quantize(llm) if int8 else llm)
-    blocks = dataclasses.replace(model.llm.blocks, stacked=False, int8=int8)
+    # Held by nobody else: its tensors are let go one by one.
+    llm = unstack(_held(params.pop("llm"), dtypes.llm_params))
+    blocks = dataclasses.replace(model.llm.blocks, stacked=False)
     model = dataclasses.replace(
         model, llm=dataclasses.replace(model.llm, blocks=blocks)
     )
@@ -82,6 +87,14 @@ def open_trained(
         parts.llm_tokenizer,
         prompts_encoding(parts),
         parts.layout(config.num_queries),
+    )
+
+
+def _held(llm: dict[str, Any], dtype: str) -> dict[str, Any]:
+    """A frozen language model's parameters in the dtypes that it is held in."""
+    flat = paths.flatten(llm)
+    return paths.unflatten(
+        {path: leaf.astype(held_in(path, dtype)) for path, leaf in flat.items()}
     )
 
 
@@ -211,13 +224,18 @@ def _config(folder: Path) -> ConfigDict:
             f"{', '.join(lacking)}; give --run the folder that train wrote"
         )
     older = {
-        name: value for name, value in ADDED.items() if name not in content["data"]
+        part: lacking
+        for part, fields in ADDED.items()
+        if (lacking := {k: v for k, v in fields.items() if k not in content[part]})
     }
     if older:
+        added = "; ".join(
+            f'{json.dumps(fields)[1:-1]} to its "{part}"'
+            for part, fields in older.items()
+        )
         raise RunError(
-            f"{folder / 'config.json'} has no data.{', data.'.join(older)}: the run is "
-            f'of an earlier version; add {json.dumps(older)[1:-1]} to its "data", '
-            "which is what it did"
+            f"{folder / 'config.json'} lacks fields: the run is of an earlier version; "
+            f"add {added}, which is what it did"
         )
     config = ConfigDict(content)
     if config.stage == "align":

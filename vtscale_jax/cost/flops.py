@@ -1,9 +1,15 @@
 """Floating-point operations of one train step, from sizes alone.
 
 A multiply-add counts 2. What is counted are the matrix products and convolutions, as
-the model computes them: attention takes every query with every key (S·S, masked or
-not), logits are taken at loss positions only, crops that fill a bucket go through the
-vision tower. Left out are norms, softmax, activations, rotary embedding, lookups and
+the model computes them: logits are taken at loss positions only, crops that fill a
+bucket go through the vision tower. Attention is counted in one of two ways:
+
+    whole     every query with every key, S·S pairs: what a program without a fused
+              kernel computes, and the usual count
+    causal    in decoders and the text tower only the pairs that the mask leaves,
+              S·(S + 1)/2: what the model needs, and what utilisation (MFU) is told by
+
+ Left out are norms, softmax, activations, rotary embedding, lookups and
 the loss's elementwise part: together under one per cent at the sizes of the paper (see
 `tests/test_flops.py`, which compares with XLA's count). XLA's own count is no
 replacement: it visits the body of a loop once, and every tower is a loop over layers.
@@ -15,13 +21,15 @@ again in the backward pass, but for its last product, whose result nothing there
 """
 
 from collections.abc import Iterable
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from vtscale_jax.layers import BlockConfig
 from vtscale_jax.stages import Stage
 from vtscale_jax.types import Batch
 from vtscale_jax.vision import VisionConfig
 from vtscale_jax.vlm import ModelConfig
+
+Attention = Literal["whole", "causal"]
 
 # Per trainable parameter, of `optim.make_optimizer`: the norm of the gradients and
 # their clipping, both moments, their correction, decay, rate, update.
@@ -122,6 +130,7 @@ def step_flops(
     *,
     trainable: int,
     accumulation: int = 1,
+    attention: Attention = "whole",
 ) -> StepFlops:
     """Operations of a train step of `stage`; `trainable` counts its parameters that
     train.
@@ -140,22 +149,33 @@ def step_flops(
             f"stage {stage.name}: the batch's sizes have no {' and no '.join(absent)}, "
             f"got {sizes}: give the sizes of a batch of this stage"
         )
-    parts = [*_seeing(model, sizes)]
-    parts += _aligning(model, sizes) if aligns else _answering(model, sizes)
+    parts = [*_seeing(model, sizes, attention)]
+    parts += (_aligning if aligns else _answering)(model, sizes, attention)
     optimizer = OPTIMIZER_FLOPS * trainable // accumulation
     if accumulation > 1:
         optimizer += ACCUMULATION_FLOPS * trainable
     return StepFlops(tuple(parts), optimizer)
 
 
+def token_pairs(length: int, attention: Attention) -> int:
+    """Pairs of a query and a key in a row of `length` tokens."""
+    return length * length if attention == "whole" else length * (length + 1) // 2
+
+
 def block_products(
-    config: BlockConfig, rows: int, length: int, *, gated: bool
+    config: BlockConfig,
+    rows: int,
+    length: int,
+    *,
+    gated: bool,
+    attention: Attention = "whole",
 ) -> tuple[Product, ...]:
     """The products of one block over `rows` rows of `length` tokens; `gated` is the
     decoder's three-matrix MLP."""
     c, tokens = config, rows * length
     queries, keys = c.num_heads * c.head_dim, c.num_kv_heads * c.head_dim
-    scores = Product(2 * tokens * length * queries, weight=False)
+    pairs = rows * token_pairs(length, attention)
+    scores = Product(2 * pairs * queries, weight=False)
     up = Product(2 * tokens * c.width * c.mlp_width)
     return (
         Product(2 * tokens * c.width * (queries + 2 * keys)),
@@ -167,9 +187,16 @@ def block_products(
     )
 
 
-def blocks_forward(config: BlockConfig, rows: int, length: int, *, gated: bool) -> int:
+def blocks_forward(
+    config: BlockConfig,
+    rows: int,
+    length: int,
+    *,
+    gated: bool,
+    attention: Attention = "whole",
+) -> int:
     """Operations of a whole tower's blocks in the forward pass."""
-    products = block_products(config, rows, length, gated=gated)
+    products = block_products(config, rows, length, gated=gated, attention=attention)
     return config.num_layers * sum(product.flops for product in products)
 
 
@@ -204,23 +231,36 @@ def _cost(
     )
 
 
-def _seeing(model: ModelConfig, sizes: Sizes) -> tuple[PartFlops, PartFlops]:
-    """Vision tower and fusion decoder, which every stage trains."""
+def _seeing(
+    model: ModelConfig, sizes: Sizes, attention: Attention
+) -> tuple[PartFlops, ...]:
+    """Vision tower, local merge and fusion decoder, which every stage trains."""
     c, b, fusion = model.vision, model.vision.blocks, model.fusion.blocks
-    patches = c.grid**2
     # Pixels want no gradient.
-    embed = Product(
-        2 * sizes.crops * patches * 3 * c.patch_size**2 * b.width, input_grad=False
+    embed = Product(patch_embedding(c, sizes.crops), input_grad=False)
+    merge = Product(local_merge(c, sizes.crops))
+    layer = block_products(b, sizes.crops, c.grid**2 + 1, gated=False)
+    packed = block_products(
+        *(fusion, sizes.rows, sizes.fusion_length), gated=True, attention=attention
     )
-    rest = [embed]
-    if c.local_merge:
-        rest.append(Product(2 * sizes.crops * _taps(c) ** 2 * b.width**2))
-    layer = block_products(b, sizes.crops, patches + 1, gated=False)
-    packed = block_products(fusion, sizes.rows, sizes.fusion_length, gated=True)
     return (
-        _part("vision", rest=rest, blocks=b, products=layer),
+        _part("vision", rest=[embed], blocks=b, products=layer),
+        _part("merge", rest=[merge]),
         _part("fusion", blocks=fusion, products=packed),
     )
+
+
+def patch_embedding(vision: VisionConfig, crops: int) -> int:
+    """Operations of the convolution that makes patches of pixels."""
+    taps = 3 * vision.patch_size**2
+    return 2 * crops * vision.grid**2 * taps * vision.blocks.width
+
+
+def local_merge(vision: VisionConfig, crops: int) -> int:
+    """Operations of the merge convolution; 0 without one."""
+    if not vision.local_merge:
+        return 0
+    return 2 * crops * _taps(vision) ** 2 * vision.blocks.width**2
 
 
 def _taps(vision: VisionConfig) -> int:
@@ -235,12 +275,16 @@ def _taps(vision: VisionConfig) -> int:
     )
 
 
-def _answering(model: ModelConfig, sizes: Sizes) -> tuple[PartFlops, ...]:
+def _answering(
+    model: ModelConfig, sizes: Sizes, attention: Attention
+) -> tuple[PartFlops, ...]:
     """Projector, language model and its head: gradients pass through these two."""
     width, llm = model.fusion.blocks.width, model.llm.blocks
     vectors = sizes.rows * sizes.query_slots
     projector = Product(2 * vectors * width * llm.width)
-    layer = block_products(llm, sizes.llm_rows, sizes.llm_length, gated=True)
+    layer = block_products(
+        *(llm, sizes.llm_rows, sizes.llm_length), gated=True, attention=attention
+    )
     taken = sizes.llm_rows * sizes.loss_positions
     head = Product(2 * taken * llm.width * model.llm.vocab_size)
     return (
@@ -250,11 +294,15 @@ def _answering(model: ModelConfig, sizes: Sizes) -> tuple[PartFlops, ...]:
     )
 
 
-def _aligning(model: ModelConfig, sizes: Sizes) -> tuple[PartFlops, ...]:
+def _aligning(
+    model: ModelConfig, sizes: Sizes, attention: Attention
+) -> tuple[PartFlops, ...]:
     """Text tower, and the products of the align loss and its head."""
     text, blocks, answers = model.text, model.text.blocks, sizes.answers
     projection = Product(2 * answers * blocks.width * text.projection_width)
-    layer = block_products(blocks, answers, sizes.answer_length, gated=False)
+    layer = block_products(
+        *(blocks, answers, sizes.answer_length), gated=False, attention=attention
+    )
     width, slots = model.fusion.blocks.width, sizes.rows * sizes.query_slots
     head = Product(2 * answers * width * text.projection_width)
     similarity = Product(2 * answers**2 * text.projection_width, weight=False)

@@ -23,13 +23,14 @@ FLOAT32 = 4
 
 
 class PartParameters(NamedTuple):
-    """How many parameters one part has: in all, in its blocks, and in tables of which
-    a step reads only the rows that it looks up."""
+    """How many parameters one part has: in all, in its blocks, in tables of which a
+    step reads only the rows that it looks up, and of those in the blocks as int8."""
 
     name: str
     count: int
     in_blocks: int
     looked_up: int
+    int8: int
     trains: bool
 
 
@@ -83,7 +84,7 @@ class StepTraffic(NamedTuple):
 
 def count_parameters(stage: Stage, model: ModelConfig) -> tuple[PartParameters, ...]:
     """The parameters of a stage's model by part, from shapes alone."""
-    found: dict[str, Int[np.ndarray, " 3"]] = {}
+    found: dict[str, Int[np.ndarray, " 4"]] = {}
     trains: dict[str, bool] = {}
     for path, leaf in paths.flatten(parameter_shapes(stage.model, model)).items():
         tower, *rest = path.split("/")
@@ -92,12 +93,13 @@ def count_parameters(stage: Stage, model: ModelConfig) -> tuple[PartParameters, 
         name = "head" if head else tower
         looked_up = rest[-1] == "embed" and not head
         size = int(np.prod(leaf.shape))
-        row = [size, size * (rest[0] == "blocks"), size * looked_up]
-        found[name] = found.get(name, np.zeros(3, np.int64)) + np.array(row)
+        whole = leaf.dtype == jnp.int8
+        row = [size, size * (rest[0] == "blocks"), size * looked_up, size * whole]
+        found[name] = found.get(name, np.zeros(4, np.int64)) + np.array(row)
         trains[name] = paths.match(path, stage.trains)
     return tuple(
-        PartParameters(name, int(count), int(in_blocks), int(looked_up), trains[name])
-        for name, (count, in_blocks, looked_up) in found.items()
+        PartParameters(name, *map(int, counts), trains=trains[name])
+        for name, counts in found.items()
     )
 
 
@@ -112,9 +114,9 @@ def step_traffic(
     """Bytes of a train step over a batch of `sizes`.
 
     Under remat a block saves its input only. Frozen parameters are `frozen_bytes` each,
-    trainable ones and all that belongs to them float32. A step that only adds its
-    gradients to the mean of an update reads both and writes one; an update reads
-    gradient, parameter and two moments, and writes the last three.
+    but for int8 ones, trainable ones and all that belongs to them float32. A step that
+    only adds its gradients to the mean of an update reads both and writes one; an
+    update reads gradient, parameter and two moments, and writes the last three.
     """
     # (blocks, rows, tokens of a row) of each tower.
     rows: dict[str, tuple[BlockConfig, int, int]] = {
@@ -126,11 +128,12 @@ def step_traffic(
     parts, hidden, blocks_hold = [], 0, []
     for p in parameters:
         bytes_each = FLOAT32 if p.trains else frozen_bytes
-        weights = 2 * (p.count - p.looked_up)
+        passes = 2
         residuals = 0
+        weights = 2 * (p.count - p.looked_up - p.in_blocks) * bytes_each
         if p.name in rows:
             blocks, number, length = rows[p.name]
-            weights += p.in_blocks if blocks.remat and blocks.stacked else 0
+            passes += blocks.remat and blocks.stacked
             held = block_elements(blocks, length, p.name in ("fusion", "llm"), p.trains)
             token_bytes = number * length * jnp.dtype(blocks.dtype).itemsize
             again = blocks.remat and blocks.stacked
@@ -142,7 +145,8 @@ def step_traffic(
             logits = sizes.llm_rows * sizes.loss_positions * model.llm.vocab_size
             residuals = 2 * logits * FLOAT32
         gradients = FLOAT32 * p.count if p.trains else 0
-        parts.append(PartTraffic(p.name, weights * bytes_each, gradients, residuals))
+        weights += passes * (p.int8 + (p.in_blocks - p.int8) * bytes_each)
+        parts.append(PartTraffic(p.name, weights, gradients, residuals))
     trainable = sum(p.count for p in parameters if p.trains)
     moved = 7 / accumulation + (3 if accumulation > 1 else 0)
     optimizer = round(FLOAT32 * trainable * moved)

@@ -82,7 +82,7 @@ def open_pretrained_llm(
     """
     import jax
 
-    from vtscale_jax.ask import keep_compiled
+    from vtscale_jax.compilation import keep_compiled
     from vtscale_jax.parallel import host
     from vtscale_jax.weights.files.fingerprint import tensors_sha256
     from vtscale_jax.weights.language_models import load_language_model, reading_sha256

@@ -5,9 +5,8 @@ import os
 import resource
 import sys
 
-# Of a GPU's memory; what is left must hold the CUDA context and NCCL's buffers, 1 to 2
-# GiB. JAX by itself takes three quarters.
-GPU_MEMORY_SHARE = 0.95
+from vtscale_jax.devices import GPU_MEMORY_SHARE
+
 _GPU_VARIABLES = ("XLA_CLIENT_MEM_FRACTION", "XLA_PYTHON_CLIENT_MEM_FRACTION")
 
 # glibc's mallopt parameters (malloc.h).

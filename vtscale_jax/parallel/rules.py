@@ -34,13 +34,14 @@ Axes = tuple[str | None, ...]
 # an error. Vectors (norms, biases of the width, single tokens) are copied: they are
 # small, and would cost a message each.
 PARAMETER_RULES: tuple[tuple[str, Axes], ...] = (
-    (r".*/attn/(query|key|value)/kernel", ("embed", "heads")),
+    (r".*/attn/(query|key|value)/kernel(_int8)?", ("embed", "heads")),
     (r".*/attn/(query|key|value)/bias", ("heads",)),
-    (r".*/attn/out/kernel", ("heads", "embed")),
-    (r".*/(up|gate)/kernel", ("embed", "mlp")),
+    (r".*/attn/out/kernel(_int8)?", ("heads", "embed")),
+    (r".*/(up|gate)/kernel(_int8)?", ("embed", "mlp")),
     (r".*/up/bias", ("mlp",)),
-    (r".*/down/kernel", ("mlp", "embed")),
+    (r".*/down/kernel(_int8)?", ("mlp", "embed")),
     (r".*/(attn/out|down)/bias", (None,)),
+    (r"llm/.*/kernel_scale", (None,)),
     (r".*/(norm1|norm2|norm|pre_norm|post_norm|final_norm)/(scale|bias)", (None,)),
     (r"(llm|fusion|text)/embed", ("vocab", "embed")),
     (r"llm/head", ("embed", "vocab")),

@@ -149,6 +149,8 @@ def describe(run: Run) -> str:
         training.append(f"in {duration(manifest['duration_s'])}")
     if training:
         sentences.append(f"It ran {' '.join(training)}.")
+    if manifest.get("speed"):
+        sentences.append(speed_sentence(manifest))
     if manifest.get("samples_skipped"):
         sentences.append(
             f"{manifest['samples_skipped']:,} samples were skipped, because their "
@@ -162,6 +164,17 @@ def describe(run: Run) -> str:
             f"questions of {count} {'families' if count > 1 else 'family'}."
         )
     return " ".join(sentences) or "The files of this run do not say what was run."
+
+
+def speed_sentence(manifest: dict[str, Any]) -> str:
+    """How well the devices were used, by the manifest's `speed` and `peak`."""
+    speed, peak = manifest["speed"], manifest["peak"]
+    return (
+        f"Training computed {speed['samples_per_s']:.3g} samples/s, an MFU of "
+        f"{speed['mfu']:.1%} of {peak['source']} (attention counted causally; "
+        f"{speed['mfu_whole']:.1%} counted whole), and waited for data "
+        f"{speed['loader_wait']:.1%} of the time."
+    )
 
 
 def find(config: dict[str, Any], name: str) -> Any:

@@ -231,7 +231,9 @@ def _draw_learning_rate(ax: Axes, rows: Sequence[dict[str, Any]]) -> None:
 def _draw_speed(ax: Axes, rows: Sequence[dict[str, Any]]) -> None:
     ax.plot(*_series(rows, "train", "samples_per_s"), color=PURPLE)
     ax.set_ylim(bottom=0)
-    ax.set_title("samples per second")
+    _, used = _series(rows, "train", "mfu")
+    share = f" (median MFU {np.median(used):.1%})" if used.size else ""
+    ax.set_title(f"samples per second{share}")
 
 
 def _accuracy_names(rows: Sequence[dict[str, Any]]) -> list[str]:

@@ -9,28 +9,23 @@ answer is one line of JSON. Nothing is loaded or written: shapes are enough.
 import json
 import os
 import sys
-import time
 from collections.abc import Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
 from vtscale_jax import paths, settings
 from vtscale_jax.assemble import Parts, assemble, open_source, probed
 from vtscale_jax.collate import blank_batch
-from vtscale_jax.cost import flops
+from vtscale_jax.cost import flops, peak
 from vtscale_jax.loader import kept_records
 from vtscale_jax.prepare import count
 from vtscale_jax.stages import get_stage, parameter_shapes
 from vtscale_jax.types import Record
 from vtscale_jax.vlm import ModelConfig
 from vtscale_jax.weights.sizes import fill_sizes
-
-SIDE = 512  # of the matrices that are multiplied
-PROBE_S = 0.5
 
 
 def read_config(arguments: Sequence[str]) -> ConfigDict:
@@ -74,7 +69,7 @@ def costs(runs: Sequence[Sequence[str]]) -> dict[str, Any]:
         "platform": jax.default_backend(),
         "devices": jax.device_count(),
         "cores": len(os.sched_getaffinity(0)),
-        "flops_per_s": measured_speed(),
+        "flops_per_s": peak.product_speed("float32"),
     }
 
 
@@ -112,17 +107,6 @@ def _run_cost(
         "prompts": config.eval.questions * len(config.data.families) if asks else 0,
         "prompt_flops": forward / config.data.batch_size,
     }
-
-
-def measured_speed() -> float:
-    """Operations per second of products of float32 matrices on one device."""
-    product = jax.jit(lambda x: x @ x / SIDE)
-    x = jax.block_until_ready(product(jnp.ones((SIDE, SIDE), jnp.float32)))
-    number, started = 0, time.perf_counter()
-    while time.perf_counter() - started < PROBE_S:
-        x = jax.block_until_ready(product(x))
-        number += 1
-    return 2 * SIDE**3 * number / (time.perf_counter() - started)
 
 
 def main(arguments: Sequence[str]) -> int:

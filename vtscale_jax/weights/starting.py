@@ -6,6 +6,7 @@ and `llm` may also be pretrained models: a Hugging Face folder or name, or a GGU
 (`pretrained.open_pretrained`).
 """
 
+import dataclasses
 from collections.abc import Collection, Mapping
 from importlib import resources
 from pathlib import Path
@@ -17,6 +18,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import load_file
 
 from vtscale_jax import paths
+from vtscale_jax.llm import quantize, without_int8
 from vtscale_jax.stages import Stage, init_params, parameter_shapes
 from vtscale_jax.vlm import ModelConfig
 from vtscale_jax.weights.files.fingerprint import tensors_sha256
@@ -130,8 +132,14 @@ def starting_params(
 
     Leaves are NumPy float32, but those of a pretrained language model: these are jax
     arrays of `llm_dtype` on `llm_shardings` (default: the first device), since such a
-    model may be too large to be held twice.
+    model may be too large to be held twice. With int8 in the language model's `config`
+    its kernels are rounded once they are read.
     """
+    int8 = config.llm.blocks.int8
+    if int8:
+        config = dataclasses.replace(config, llm=without_int8(config.llm))
+        if llm_shardings is not None:
+            llm_shardings = _of_floats(llm_shardings)
     target = paths.flatten(parameter_shapes(stage.model, config))
     wanted = {path: paths.match(path, stage.sources) for path in target}
     filled: dict[str, Any] = {}
@@ -182,7 +190,22 @@ def starting_params(
     if fresh:
         made = init_params(stage, config, seed, fresh)
         filled |= paths.flatten(jax.device_get(made))
-    return paths.unflatten({path: filled[path] for path in target}), provenance
+    params = paths.unflatten({path: filled.pop(path) for path in target})
+    if int8 and "llm" in params:
+        params["llm"] = quantize(params["llm"])
+    return params, provenance
+
+
+def _of_floats(shardings: dict) -> dict:
+    """The shardings of a language model's parameters before they are made int8."""
+    flat = paths.flatten(shardings)
+    return paths.unflatten(
+        {
+            path.removesuffix("_int8"): one
+            for path, one in flat.items()
+            if not path.endswith("/kernel_scale")
+        }
+    )
 
 
 def _from_file(

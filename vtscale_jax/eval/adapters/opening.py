@@ -5,7 +5,7 @@ from pathlib import Path
 from ml_collections import ConfigDict
 from PIL import Image
 
-from vtscale_jax.ask import keep_compiled
+from vtscale_jax.compilation import keep_compiled
 from vtscale_jax.eval.benchmarks.image_cells import ImageError
 from vtscale_jax.eval.benchmarks.images import as_seen
 from vtscale_jax.eval.run_model import RunModel, model_name, open_run_model

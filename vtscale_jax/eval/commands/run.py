@@ -98,7 +98,7 @@ def add(commands: Any) -> None:
 
 def run(options: argparse.Namespace, start: Callable[..., Any]) -> None:
     """Runs the command on the processes that `start` starts."""
-    from vtscale_jax.ask import keep_compiled
+    from vtscale_jax.compilation import keep_compiled
 
     with start(options) as processes:
         keep_compiled()

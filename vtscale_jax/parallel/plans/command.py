@@ -16,6 +16,7 @@ from ml_collections import ConfigDict, config_flags
 from vtscale_jax import settings
 from vtscale_jax.assemble import assemble, open_source, probed
 from vtscale_jax.collate import BatchSpec, blank_batch
+from vtscale_jax.devices import GPU
 from vtscale_jax.dry_run import arithmetic
 from vtscale_jax.encoding import crop_dtype
 from vtscale_jax.loader import kept_records
@@ -23,7 +24,7 @@ from vtscale_jax.parallel.mesh import check_batch, make_mesh, num_shards
 from vtscale_jax.parallel.plans import search, table
 from vtscale_jax.parallel.plans.lengths import Lengths, assumed_shapes
 from vtscale_jax.parallel.plans.plan import Arithmetic, Plan, PlanError, make_plan
-from vtscale_jax.parallel.plans.topologies import ALL, GPU, Topology, topology
+from vtscale_jax.parallel.plans.topologies import ALL, Topology, topology
 from vtscale_jax.program import Program
 from vtscale_jax.stages import get_stage
 from vtscale_jax.types import Batch, Shards

@@ -17,8 +17,9 @@ from typing import Any, NamedTuple
 import jax
 from ml_collections import ConfigDict
 
+from vtscale_jax.devices import TPU
 from vtscale_jax.parallel.plans import collectives
-from vtscale_jax.parallel.plans.topologies import TPU, Topology
+from vtscale_jax.parallel.plans.topologies import Topology
 from vtscale_jax.program import Program
 from vtscale_jax.types import Batch
 

@@ -11,6 +11,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
+from vtscale_jax.devices import GIB
 from vtscale_jax.parallel.plans.plan import (
     Arithmetic,
     Plan,
@@ -19,7 +20,7 @@ from vtscale_jax.parallel.plans.plan import (
     predict,
 )
 from vtscale_jax.parallel.plans.table import aligned
-from vtscale_jax.parallel.plans.topologies import GIB, Topology
+from vtscale_jax.parallel.plans.topologies import Topology
 
 MOST_ROWS = 64  # per device
 JUDGED = "too large, judging by those compiled"

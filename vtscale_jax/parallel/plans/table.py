@@ -4,9 +4,9 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from vtscale_jax.devices import GIB
 from vtscale_jax.parallel.plans.collectives import KINDS
 from vtscale_jax.parallel.plans.plan import Plan
-from vtscale_jax.parallel.plans.topologies import GIB
 
 Cell = Callable[[Plan], str]
 MOST_COLUMNS = 2  # beside each other on a page

@@ -18,10 +18,8 @@ from typing import Any
 import jax
 from jax.experimental import topologies
 
-from vtscale_jax.parallel.host import GPU_MEMORY_SHARE
+from vtscale_jax.devices import GPU, GPUS, TPU, TPUS, Chip, known
 from vtscale_jax.parallel.plans.quiet import stderr_held_back
-
-GIB = 2**30
 
 # Autotuning runs kernels, for which there is no GPU, and without it XLA's own (Triton)
 # matrix products are given tile sizes that some shapes do not allow: plan with cuBLAS.
@@ -31,165 +29,6 @@ GPU_OPTIONS = {"xla_gpu_autotune_level": 0, "xla_gpu_enable_triton_gemm": False}
 class TopologyError(ValueError):
     """A machine that is not known, or whose compiler is not installed."""
 
-
-@dataclasses.dataclass(frozen=True)
-class Chip:
-    """One device.
-
-    `memory` is what a program may use, in bytes; `flops` the peak of dense bfloat16
-    products per second, `bandwidth` that of its memory in bytes per second. `link` is
-    what it can send to one neighbour in bytes per second, and on GPUs, which a switch
-    joins, to all of them together.
-    """
-
-    name: str
-    memory: int
-    flops: float
-    bandwidth: float
-    link: float
-
-
-@dataclasses.dataclass(frozen=True)
-class GPU(Chip):
-    """A GPU; `config` are fields of XLA's `GpuDeviceInfoProto`, as the driver reports
-    them."""
-
-    config: tuple[tuple[str, int | float], ...] = ()
-    capability: tuple[int, int] = (8, 0)
-
-
-@dataclasses.dataclass(frozen=True)
-class TPU(Chip):
-    """A TPU chip (v4: both cores as one device); `slices` are sizes, as names count
-    them, and shapes in chips."""
-
-    family: str = ""
-    slices: tuple[tuple[int, tuple[int, ...]], ...] = ()
-    megacore: bool = False
-
-
-def _gpu_config(**values: int | float) -> tuple[tuple[str, int | float], ...]:
-    same = {
-        "threads_per_block_limit": 1024,
-        "threads_per_warp": 32,
-        "shared_memory_per_block": 49152,
-        "threads_per_core_limit": 2048,
-        "block_dim_limit_x": 2147483647,
-        "block_dim_limit_y": 65535,
-        "block_dim_limit_z": 65535,
-        "registers_per_core_limit": 65536,
-        "registers_per_block_limit": 65536,
-    }
-    return tuple({**same, **values}.items())
-
-
-def _a100(memory: int, bandwidth: float) -> tuple[tuple[str, int | float], ...]:
-    return _gpu_config(
-        shared_memory_per_core=167936,
-        shared_memory_per_block_optin=166912,
-        core_count=108,
-        fpus_per_core=64,
-        l2_cache_size=41943040,
-        clock_rate_ghz=1.41,
-        memory_bandwidth=int(bandwidth),
-        device_memory_size=memory,
-    )
-
-
-# Memory: what the driver reports to XLA for these cards (`device_memory_size` of the
-# target configs that OpenXLA ships), times the share that training takes. Peaks,
-# bandwidths and NVLink (one direction, all links): NVIDIA's data sheets of the SXM
-# modules.
-GPUS = {
-    "a100-40gb": GPU(
-        "NVIDIA A100-SXM4-40GB",
-        memory=int(GPU_MEMORY_SHARE * 42331013120),
-        flops=312e12,
-        bandwidth=1555e9,
-        link=300e9,
-        config=_a100(42331013120, 1555e9),
-    ),
-    "a100-80gb": GPU(
-        "NVIDIA A100-SXM4-80GB",
-        memory=int(GPU_MEMORY_SHARE * 85100068864),
-        flops=312e12,
-        bandwidth=2039e9,
-        link=300e9,
-        config=_a100(85100068864, 2039e9),
-    ),
-    "h100": GPU(
-        "NVIDIA H100 80GB HBM3",
-        memory=int(GPU_MEMORY_SHARE * 84942979072),
-        flops=989e12,
-        bandwidth=3352e9,
-        link=450e9,
-        config=_gpu_config(
-            shared_memory_per_core=233472,
-            shared_memory_per_block_optin=232448,
-            core_count=132,
-            fpus_per_core=128,
-            l2_cache_size=52428800,
-            clock_rate_ghz=1.98,
-            memory_bandwidth=int(3352e9),
-            device_memory_size=84942979072,
-        ),
-        capability=(9, 0),
-    ),
-}
-
-_CUBES = (  # v4 and v5p count cores, two to a chip
-    (8, (2, 2, 1)),
-    (16, (2, 2, 2)),
-    (32, (2, 2, 4)),
-    (64, (2, 4, 4)),
-)
-_SQUARES = ((4, (2, 2)), (8, (2, 4)), (16, (4, 4)), (32, (4, 8)), (64, (8, 8)))
-
-# Memory: "available HBM" of libtpu's own message when a program does not fit, which it
-# says at compile time. Peaks and bandwidths: Google's page of each TPU; a link is an
-# equal share (4 or 6 links) of one direction of the bandwidth between chips.
-TPUS = {
-    "v4": TPU(
-        "TPU v4",
-        memory=int(30.75 * GIB),
-        flops=275e12,
-        bandwidth=1200e9,
-        link=50e9,
-        family="v4",
-        slices=_CUBES,
-        megacore=True,
-    ),
-    "v5p": TPU(
-        "TPU v5p",
-        memory=int(95.73 * GIB),
-        flops=459e12,
-        bandwidth=2765e9,
-        link=100e9,
-        family="v5p",
-        slices=_CUBES,
-    ),
-    "v5e": TPU(
-        "TPU v5e",
-        memory=int(15.75 * GIB),
-        flops=197e12,
-        bandwidth=819e9,
-        link=50e9,
-        family="v5e",
-        slices=_SQUARES,
-    ),
-    "v6e": TPU(
-        "TPU v6e",
-        memory=int(31.24 * GIB),
-        flops=918e12,
-        bandwidth=1638e9,
-        link=100e9,
-        family="v6e",
-        slices=_SQUARES,
-    ),
-}
-
-# What JAX calls some of them.
-_KINDS = {"TPU v5 lite": "TPU v5e", "TPU v5": "TPU v5p", "TPU v6 lite": "TPU v6e"}
 
 # What `--topology all` plans for.
 ALL = (
@@ -252,10 +91,7 @@ def here() -> Topology:
     else:  # a CPU: its share of the machine's
         pages = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
         memory = pages // jax.local_device_count()
-    known = {chip.name: chip for chip in (*GPUS.values(), *TPUS.values())}
-    chip = known.get(_KINDS.get(kind, kind))
-    if chip is None:
-        chip = Chip(kind, memory, math.nan, math.nan, math.nan)
+    chip = known(kind) or Chip(kind, memory, math.nan, math.nan, math.nan)
     chip = dataclasses.replace(chip, memory=memory)
     return Topology(f"here: {len(devices)} × {kind}", chip, len(devices))
 

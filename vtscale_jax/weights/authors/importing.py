@@ -167,6 +167,7 @@ def run_config(folder: AuthorsFolder, run: Path, use: Use) -> dict[str, Any]:
             "llm_param_dtype": "auto",
             "remat": False,
             "unroll": 1,
+            "llm_int8": False,
             "vision": {**vision, "blocks": block_fields(model.vision.blocks)},
             "fusion": {
                 "vocab_size": model.fusion.vocab_size,
