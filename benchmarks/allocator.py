@@ -7,11 +7,13 @@ Runs the same step in fresh processes, with malloc as it is and after
 """
 
 import argparse
-import json
 import runpy
 import subprocess
 import sys
 import time
+from pathlib import Path
+
+from benchmarks import record
 
 
 def fastest_step(num_queries: int, steps: int, keep: bool) -> float:
@@ -51,6 +53,7 @@ def main() -> None:
     parser.add_argument("--num_queries", type=int, default=16)
     parser.add_argument("--steps", type=int, default=8)
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--out", type=Path, help="also write the JSON here")
     parser.add_argument("--one", choices=("keep", "plain"), help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.one:
@@ -69,7 +72,8 @@ def main() -> None:
     for name, seconds in best.items():
         print(f"{name:8} {seconds * 1e3:11.0f} ms")
     ratio = best["plain"] / best["keep"]
-    print(json.dumps({"num_queries": args.num_queries, "speedup": round(ratio, 3)}))
+    result = {"num_queries": args.num_queries, "speedup": round(ratio, 3)}
+    record.finish("allocator", result, args.out)
 
 
 if __name__ == "__main__":

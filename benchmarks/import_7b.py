@@ -30,6 +30,8 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
+from benchmarks import record
+
 ROOT = Path(__file__).resolve().parent.parent
 WIDTH, MLP, WORDS = 4096, 11008, 32000
 PERIOD = 1_000_003  # prime: no row length divides it
@@ -264,10 +266,7 @@ def main() -> None:
         "limit_gb": LIMIT_GB,
         "kept": streamed["above_gb"] < LIMIT_GB,
     }
-    args.out.parent.mkdir(parents=True, exist_ok=True)
-    args.out.write_text(json.dumps(result, indent=1) + "\n")
-    print(f"written to {args.out}")
-    print(json.dumps(result))
+    record.finish("import_7b", result, args.out)
     sys.exit(not result["kept"])
 
 

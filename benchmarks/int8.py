@@ -11,26 +11,22 @@ and a line of JSON.
 
 import argparse
 import dataclasses
-import json
 import math
 import time
 from pathlib import Path
 
-import jax
-import jax.numpy as jnp
 import numpy as np
-from sklearn import datasets
 
-from vtscale_jax import generate
-from vtscale_jax.llm import LLM, quantize, unstack
-from vtscale_jax.stream import CHUNK
-from vtscale_jax.weights.language_models import load_language_model
+from benchmarks import record
 
 CHUNKS = 4  # of stream.CHUNK tokens each
 
 
 def logits_of(params, ids, config) -> np.ndarray:
     """Logits at every place of one row."""
+    import jax
+
+    from vtscale_jax.llm import LLM
 
     def run(llm, ids):
         return llm.logits(llm(llm.embed(ids), ids >= 0).hidden)
@@ -49,6 +45,12 @@ def perplexity(logits: np.ndarray, ids: np.ndarray) -> float:
 def decode(params, config, ids) -> tuple[float, int]:
     """Seconds per token of one row, the best of three times four chunks; and the bytes
     of a chunk's temporaries."""
+    import jax
+    import jax.numpy as jnp
+
+    from vtscale_jax import generate
+    from vtscale_jax.stream import CHUNK
+
     same = {"config": config, "eos_ids": (config.vocab_size,)}
     keep = jnp.ones(ids.shape, bool)
     times = []
@@ -68,13 +70,22 @@ def decode(params, config, ids) -> tuple[float, int]:
 
 def num_bytes(params) -> int:
     """Bytes of all parameters."""
+    import jax
+
     return sum(leaf.nbytes for leaf in jax.tree.leaves(params))
 
 
 def main() -> None:
+    """Measures, prints, and writes `--out`."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--out", type=Path, help="also write the JSON here")
     options = parser.parse_args()
+    import jax.numpy as jnp
+    from sklearn import datasets
+
+    from vtscale_jax.llm import quantize, unstack
+    from vtscale_jax.weights.language_models import load_language_model
+
     model = load_language_model("model", "smollm2-135m", dtype="float32")
     text = datasets.load_breast_cancer().DESCR + datasets.load_digits().DESCR
     row = model.tokenizer.encode(text, add_special_tokens=False)[:1000]
@@ -127,9 +138,7 @@ def main() -> None:
         f"{result['largest_logit_error']:.3f}; the same most likely token at "
         f"{result['same_most_likely_token']:.1%} of {len(row)}"
     )
-    if options.out:
-        options.out.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
-    print(json.dumps(result))
+    record.finish("int8", result, options.out)
 
 
 if __name__ == "__main__":

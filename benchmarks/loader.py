@@ -38,6 +38,8 @@ os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 import numpy as np
 from PIL import Image
 
+from benchmarks import record
+
 SIZES = ((640, 480), (2000, 1500))
 SIDE, VIEWS, TEXTURE = 336, 9, 512
 NUM_QUERIES = 256
@@ -211,9 +213,9 @@ def needed() -> dict[str, float]:
     HD-9 with all ten views, one turn of 16 + 32 tokens."""
     from vtscale_jax import settings
     from vtscale_jax.collate import blank_batch
+    from vtscale_jax.devices import GPUS
     from vtscale_jax.dry_run import EFFICIENCY, arithmetic
     from vtscale_jax.parallel.plans.lengths import Lengths, assumed_shapes
-    from vtscale_jax.parallel.plans.topologies import GPUS
     from vtscale_jax.stages import get_stage
 
     found = {}
@@ -283,9 +285,7 @@ def main() -> None:
         "eight_a100_samples_per_s": {s: round(rate, 2) for s, rate in demand.items()},
         "cores_for_eight_a100": cores,
     }
-    options.out.parent.mkdir(parents=True, exist_ok=True)
-    options.out.write_text(json.dumps(result, indent=1) + "\n")
-    print(json.dumps(result))
+    record.finish("loader", result, options.out, packages=["torch"])
 
 
 if __name__ == "__main__":

@@ -15,7 +15,6 @@ their intervals are as good, but what is chosen is no finding.
 """
 
 import argparse
-import json
 import time
 from collections import Counter
 from pathlib import Path
@@ -24,6 +23,7 @@ from typing import NamedTuple
 import numpy as np
 from tqdm import tqdm
 
+from benchmarks import record
 from vtscale_jax.scaling import laws
 from vtscale_jax.scaling.comparison import aicc
 from vtscale_jax.scaling.intervals import budget_scores, percentiles, refit
@@ -201,9 +201,7 @@ def main() -> None:
         "seconds": round(time.monotonic() - started),
         "rows": rows,
     }
-    options.out.parent.mkdir(parents=True, exist_ok=True)
-    options.out.write_text(json.dumps(result, indent=1) + "\n")
-    print(json.dumps(result))
+    record.finish("scaling_coverage", result, options.out)
 
 
 if __name__ == "__main__":

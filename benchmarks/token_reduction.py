@@ -19,25 +19,14 @@ table is printed, and results.json as the last line.
 
 import argparse
 import csv
-import json
 import runpy
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from vtscale_jax.ask import keep_compiled
-from vtscale_jax.baseline import open_baseline
-from vtscale_jax.eval.baselines.figure import draw, table
-from vtscale_jax.eval.baselines.named import NAMES, named
-from vtscale_jax.eval.baselines.reducers import ReducerError
-from vtscale_jax.eval.family_items import FAMILIES
-from vtscale_jax.eval.run_tasks import run_tasks
-from vtscale_jax.eval.tasks_by_name import items_of
-from vtscale_jax.metrics import wilson_interval
-from vtscale_jax.parallel.host import keep_freed_memory
-from vtscale_jax.parallel.hosts.processes import start
-from vtscale_jax.run_folder import RunFolder, code_version, versions
+from benchmarks import record
+from vtscale_jax.run_folder import RunFolder
 
 ROOT = Path(__file__).resolve().parent.parent
 BUDGETS = (1, 2, 4, 8, 16, 32, 64)
@@ -47,6 +36,9 @@ OWN_INPUTS = ("vqq", "vq_ft")
 
 def settled(num_patches: int) -> tuple[list[tuple[str, int]], list[dict[str, Any]]]:
     """Reducers and sizes to measure, and those that cannot be or need not be."""
+    from vtscale_jax.eval.baselines.named import NAMES, named
+    from vtscale_jax.eval.baselines.reducers import ReducerError
+
     to_do, not_possible = [("none", num_patches)], []
     for name in NAMES:
         if name == "none":
@@ -67,6 +59,8 @@ def settled(num_patches: int) -> tuple[list[tuple[str, int]], list[dict[str, Any
 
 def measured(folder: Path, name: str, n: int, extension: str) -> dict[str, Any]:
     """One model's results, from the files that its evaluation wrote."""
+    from vtscale_jax.eval.family_items import FAMILIES
+
     found = {
         family: RunFolder(folder / family).read("scores.json") for family in FAMILIES
     }
@@ -98,6 +92,8 @@ def measured(folder: Path, name: str, n: int, extension: str) -> dict[str, Any]:
 
 def own_scores(file: Path) -> list[dict[str, Any]]:
     """The package's own model at the budgets, as they were measured before."""
+    from vtscale_jax.metrics import wilson_interval
+
     rows: dict[tuple[str, int], dict[str, Any]] = {}
     with file.open(newline="") as lines:
         for row in csv.DictReader(lines):
@@ -118,6 +114,12 @@ def own_scores(file: Path) -> list[dict[str, Any]]:
 
 def measure(args: argparse.Namespace) -> dict[str, Any]:
     """Asks what was not asked yet, and gathers everything."""
+    from vtscale_jax.baseline import open_baseline
+    from vtscale_jax.eval.family_items import FAMILIES
+    from vtscale_jax.eval.run_tasks import run_tasks
+    from vtscale_jax.eval.tasks_by_name import items_of
+    from vtscale_jax.parallel.hosts.processes import start
+
     get_config = runpy.run_path(str(ROOT / "configs" / "llava.py"))["get_config"]
     base = get_config()
     tasks = items_of(FAMILIES, base, data=None, scorer="paper", limit=args.questions)
@@ -143,8 +145,6 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
             for name in ("weights_sha256", "prompt", "pixels")
         },
         "own_source": OWN_SCORES,
-        "code": code_version(),
-        "versions": versions(),
         "rows": rows + own_scores(ROOT / OWN_SCORES),
         "not_measured": not_possible,
     }
@@ -159,17 +159,19 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=results)
     parser.add_argument("--work", type=Path, default=ROOT / "runs" / "token_reduction")
     args = parser.parse_args()
+    from vtscale_jax.compilation import keep_compiled
+    from vtscale_jax.eval.baselines.figure import draw, table
+    from vtscale_jax.parallel.host import keep_freed_memory
+
     keep_compiled()
     keep_freed_memory()
     result = measure(args)
     args.out.mkdir(parents=True, exist_ok=True)
-    (args.out / "results.json").write_text(json.dumps(result, indent=1) + "\n")
     text = table(result)
     (args.out / "table.md").write_text(text)
     draw(result, args.out)
     print(text)
-    print(f"written to {args.out}")
-    print(json.dumps(result))
+    record.finish("token_reduction", result, args.out / "results.json")
 
 
 if __name__ == "__main__":
