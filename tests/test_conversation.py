@@ -113,7 +113,9 @@ def test_follow_ups_are_answered_as_the_whole_conversation_read_anew(model, reco
         timing = conversation.timing
         first = len(turns) == 1
         assert (timing.views > 0) == (timing.vision > 0) == first
-        assert timing.fusion > 0 and timing.prefill > 0
+        assert (timing.transfer > 0) == first
+        assert timing.text > 0 and timing.fusion > 0 and timing.prefill > 0
+        assert timing.first_token == sum(timing.parts.values())
         # A follow-up costs its own tokens: its N slots, its words, the end before it.
         assert first or timing.num_read < 40 < timing.num_tokens
     # The page is seen (M = 16 without adaptation misreads a digit here and there).
@@ -162,12 +164,12 @@ def test_an_interrupted_question_is_fused_anew(model, records, monkeypatch):
     question = record.turns[-1].question
     conversation = model.conversation(np.asarray(record.image))
     first = answer(conversation, question)
-    module = __import__("vtscale_jax.conversation", fromlist=["_ask"])
+    module = __import__("vtscale_jax.conversation", fromlist=["fuse"])
 
     def interrupt(*args, **more):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(module, "_ask", interrupt)
+    monkeypatch.setattr(module, "fuse", interrupt)
     with pytest.raises(KeyboardInterrupt):
         conversation.ask(question)
     monkeypatch.undo()

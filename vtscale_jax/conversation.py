@@ -44,9 +44,11 @@ FUSION_ROOM = 1024  # places for follow-up questions and their queries
 class Timing(NamedTuple):
     """Seconds until the first token of an answer was there, by part, and what was read.
 
-    `views` is preparing the image, `vision` the vision tower, `fusion` the fusion
-    decoder, `prefill` the language model's reading of `num_read` of the
-    `num_tokens` tokens of the conversation. A part that was not needed took 0.
+    `text` is making tokens of the question and `views` preparing the image, both on
+    the host; `transfer` is the way of the pixels to the device, `vision` the vision
+    tower, `fusion` the fusion decoder with the projector, `prefill` the language
+    model's reading of `num_read` of the `num_tokens` tokens of the conversation. A part
+    that was not needed took 0.
     """
 
     views: float
@@ -55,11 +57,19 @@ class Timing(NamedTuple):
     prefill: float
     num_read: int
     num_tokens: int
+    text: float = 0.0
+    transfer: float = 0.0
+
+    @property
+    def parts(self) -> dict[str, float]:
+        """Seconds by part, in the order in which they begin."""
+        names = ("text", "views", "transfer", "vision", "fusion", "prefill")
+        return {name: getattr(self, name) for name in names}
 
     @property
     def first_token(self) -> float:
         """All parts together: the time to the first token."""
-        return self.views + self.vision + self.fusion + self.prefill
+        return sum(self.parts.values())
 
 
 class Answering(NamedTuple):
@@ -128,6 +138,7 @@ class TextConversation:
     def ask(self, question: str) -> Reply:
         """Reads a question (after the answer before it has been taken); iterate over
         the reply for the answer."""
+        started = time.perf_counter()
         said = list(self._said)
         if self._reply is not None and not self._reply.text:
             said.pop()
@@ -143,10 +154,11 @@ class TextConversation:
                 f"the model's chat template refuses the conversation: {error}"
             ) from error
         ids = self._tokenizer.encode(text, add_special_tokens=False)
+        words = time.perf_counter() - started
         answering = self._answering
         read, seconds = timed(lambda: self._row.read(ids, answering.most))
         self._said = asked
-        self.timing = Timing(0, 0, 0, seconds, read, len(ids))
+        self.timing = Timing(0, 0, 0, seconds, read, len(ids), text=words)
         self._reply = Reply(
             self._row,
             self._tokenizer,
@@ -158,12 +170,13 @@ class TextConversation:
 
 
 @functools.partial(jax.jit, static_argnames="config")
-def _look(params: Mapping[str, Any], crops: jax.Array, *, config: ModelConfig) -> Any:
+def look(params: Mapping[str, Any], crops: jax.Array, *, config: ModelConfig) -> Any:
+    """Vision tokens of crops: `VLM.look` as a program."""
     return VLM(config).apply({"params": params}, crops, method=VLM.look)
 
 
 @functools.partial(jax.jit, static_argnames="config", donate_argnames="caches")
-def _ask(
+def fuse(
     params: Mapping[str, Any],
     inputs: FusionInput,
     tokens: jax.Array | None,
@@ -172,6 +185,8 @@ def _ask(
     *,
     config: ModelConfig,
 ) -> Any:
+    """Query vectors of a question, and the fusion caches after it: `VLM.ask` as a
+    program, to which the caches are given up."""
     return VLM(config).apply(
         {"params": params}, inputs, tokens, start, caches, method=VLM.ask
     )
@@ -219,6 +234,7 @@ class ImageConversation:
         """Reads a question (after the answer before it has been taken); iterate over
         the reply for the answer. Raises ValueError, naming what is wrong, for an image
         that cannot be read or a conversation that is too long."""
+        started = time.perf_counter()
         turns = self._turns
         if self._reply is not None:
             turns = (*turns[:-1], turns[-1]._replace(answer=self._reply.text))
@@ -234,10 +250,12 @@ class ImageConversation:
             record, cast(Tokenizer, tokenizer), str(encoding.template), self._layout
         )
         self._row.check(len(sequence.ids), answering.most)  # before anything is fused
-        views = vision = fusion = 0.0
+        asked = encode_questions(record, encoding, self._layout) if has_image else None
+        text = time.perf_counter() - started
+        views = transfer = vision = fusion = 0.0
         vectors = None
-        if has_image:
-            views, vision, fusion = self._fuse(record)
+        if asked is not None:
+            views, transfer, vision, fusion = self._fuse(asked, len(turns))
             vectors = Vectors(self._vectors, llm_slots(sequence))
         ids = sequence.ids.tolist()
         try:
@@ -246,62 +264,73 @@ class ImageConversation:
             self._caches = None  # this question was not asked: it is fused anew
             raise
         self._turns = turns
-        self.timing = Timing(views, vision, fusion, prefill, read, len(ids))
+        self.timing = Timing(
+            *(views, vision, fusion, prefill, read, len(ids)),
+            text=text,
+            transfer=transfer,
+        )
         self._reply = Reply(
             self._row, tokenizer, answering.most, answering.eos_ids, answering.stop
         )
         return self._reply
 
-    def _fuse(self, record: Record) -> tuple[float, float, float]:
-        """Appends the query vectors of the last question; the seconds it took."""
-        encoding = self._encoding
-        whole = encode_questions(record, encoding, self._layout)
-        tokens, views, vision = None, 0.0, 0.0
-        crops = np.zeros((0, 1, 1, 3), np.float32)
-        if self._caches is None:  # also after an interrupted question
+    def _fuse(
+        self, whole: TokenSequence, num_turns: int
+    ) -> tuple[float, float, float, float]:
+        """Appends the query vectors of the last of the questions in `whole`; the
+        seconds that views, transfer, vision and fusion took."""
+        tokens, views, transfer, vision = None, 0.0, 0.0, 0.0
+        crops, caches = np.zeros((0, 1, 1, 3), np.float32), self._caches
+        if caches is None:  # also after an interrupted question
             assert self._image is not None
             self._fused = 0
             started = time.perf_counter()
-            crops = see(self._image, encoding).crops
+            crops = see(self._image, self._encoding).crops
             views = time.perf_counter() - started
+            pixels, transfer = timed(lambda: jax.device_put(crops))
             tokens, vision = timed(
-                lambda: _look(self._params, crops, config=self._config)
+                lambda: look(self._params, pixels, config=self._config)
             )
             self._num_seen = tokens.shape[0] * tokens.shape[1]
-            room = padded_length(self._num_seen + len(whole.ids)) + FUSION_ROOM
-            caches = empty_caches(self._config.fusion.blocks, 1, room)
-            self._room = room
-        else:
-            caches = self._caches
+            self._room = fusion_room(self._num_seen + len(whole.ids))
         seen = self._num_seen if tokens is not None else 0
         begun = max(self._fused - self._num_seen, 0)
         new = TokenSequence(whole.ids[begun:], whole.kinds[begun:])
         if self._fused + seen + len(new.ids) > self._room:
             raise ConversationError(
                 f"the fusion decoder has room for {self._room} tokens, but the image "
-                f"and {len(record.turns)} questions need "
+                f"and {num_turns} questions need "
                 f"{self._fused + seen + len(new.ids)}: begin a new conversation"
             )
-        inputs = _fusion_input(crops, seen, new)
+        inputs = fusion_input(len(crops), seen, new)
         start = jnp.full(1, self._fused, jnp.int32)
         self._caches = None
-        (vectors, self._caches), fusion = timed(
-            lambda: _ask(
-                self._params, inputs, tokens, start, caches, config=self._config
+
+        def fused() -> tuple[np.ndarray, Any]:
+            held = caches
+            if held is None:
+                held = empty_caches(self._config.fusion.blocks, 1, self._room)
+            vectors, after = fuse(
+                self._params, inputs, tokens, start, held, config=self._config
             )
-        )
+            # On the host: joined or cut on a device, each length would be a program.
+            return np.asarray(vectors[0]), after
+
+        (vectors, self._caches), fusion = timed(fused)
         self._fused += seen + len(new.ids)
-        # On the host: joined or cut on a device, each length would be a program.
-        vectors = np.asarray(vectors[0])
         if tokens is None:
             vectors = np.concatenate([self._vectors, vectors])
         self._vectors = vectors
-        return views, vision, fusion
+        return views, transfer, vision, fusion
 
 
-def _fusion_input(
-    crops: np.ndarray, num_seen: int, sequence: TokenSequence
-) -> FusionInput:
+def fusion_room(length: int) -> int:
+    """Places of the fusion decoder's caches for a first question of `length` tokens,
+    vision tokens included."""
+    return padded_length(length) + FUSION_ROOM
+
+
+def fusion_input(num_crops: int, num_seen: int, sequence: TokenSequence) -> FusionInput:
     """One row of the fusion decoder: vision tokens, if any are new, then a question."""
     used = num_seen + len(sequence.ids)
     length = num_seen + padded_length(len(sequence.ids))
@@ -311,8 +340,8 @@ def _fusion_input(
     ids[0, num_seen:used], kinds[0, num_seen:used] = sequence
     return FusionInput(
         crops=np.zeros((0, 1, 1, 3), np.float32),  # seen already: not read again
-        crop_row=np.zeros(len(crops), np.int32),
-        crop_rank=np.arange(len(crops), dtype=np.int32),
+        crop_row=np.zeros(num_crops, np.int32),
+        crop_rank=np.arange(num_crops, dtype=np.int32),
         ids=ids,
         kinds=kinds,
         slots=(num_seen + fusion_slots(sequence))[None],

@@ -9,6 +9,7 @@ are the least that must move: weights once, what a part hands on once, the cache
 hold for batches of one, where no row shares the weights with another.
 """
 
+import functools
 from typing import NamedTuple
 
 from vtscale_jax.cost.flops import (
@@ -190,6 +191,7 @@ def resize_operations(view_size: int, question: Question) -> int:
     return total
 
 
+@functools.cache  # a table of times asks for the same model again and again
 def _parameters(model: ModelConfig) -> tuple[PartParameters, ...]:
     return count_parameters(get_stage("adapt"), model)
 
