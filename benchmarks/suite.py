@@ -28,6 +28,7 @@ SOURCES = ("vtscale_jax", "configs", "benchmarks")
 GRACE_S = 5.0  # between being asked to end and being killed
 # For every row, the fields that say how it was made.
 MADE_BY = ("command", "sources")
+LATE = ", its limit"
 SAME_MACHINE = ("platform", "kind", "count", "processor", "cores")
 
 
@@ -77,7 +78,9 @@ class Suite:
                     say(f"{start}: not measured: {why}")
                 else:
                     say(f"{start}: at most {limit:.0f} s; log {self.log(job)}")
-                    found = self.attempt(job, run, limit)
+                    late = str(kept.get("failed", "")).endswith(LATE)
+                    goes_on = same and late and not self.again
+                    found = self.attempt(job, run, limit, goes_on=goes_on)
                     tried = {} if "not_measured" in found else made_by
                     rows[job.name] = tried | found
                     say(f"{start}: {outcome(rows[job.name])}")
@@ -99,13 +102,19 @@ class Suite:
         """Where a job's output goes."""
         return self.logs / f"{job.name}.log"
 
-    def attempt(self, job: Job, run: Run, limit: float) -> dict[str, Any]:
-        """One run of a job: its `seconds`, and its `result` or how it `failed`."""
+    def attempt(
+        self, job: Job, run: Run, limit: float, *, goes_on: bool = False
+    ) -> dict[str, Any]:
+        """One run of a job: its `seconds`, and its `result` or how it `failed`.
+
+        What one that was too slow left in its folder is there for one that `goes_on`.
+        """
         self.logs.mkdir(parents=True, exist_ok=True)
         made = self.logs / f"{job.name}.json"
         made.unlink(missing_ok=True)  # of an earlier attempt
         folder = self.logs / job.name
-        shutil.rmtree(folder, ignore_errors=True)
+        if not goes_on:
+            shutil.rmtree(folder, ignore_errors=True)
         words = [sys.executable, *self.words(job, run), "--out", str(made.resolve())]
         begun = time.monotonic()
         with self.log(job).open("w", encoding="utf-8") as log:
@@ -113,7 +122,7 @@ class Suite:
         seconds = round(time.monotonic() - begun, 1)
         failed = None
         if status is None:
-            failed = f"ended after {limit:.0f} s, its limit"
+            failed = f"ended after {limit:.0f} s{LATE}"
         elif status < 0:
             failed = f"killed by {signal.Signals(-status).name}"
         elif status:

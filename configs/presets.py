@@ -147,6 +147,9 @@ def embedded(stage: str) -> dict:
         "model": {
             "dtype": "auto",
             "llm_param_dtype": "auto",
+            # Of training: "xla", or a fused kernel, "cudnn" (GPU) or "splash" (TPU).
+            # "auto" is "xla" everywhere until one has been measured on its device.
+            "attention": "auto",
             "remat": False,
             "unroll": 1,
             # The frozen language model's kernels as int8: half the memory of bfloat16.
@@ -279,6 +282,7 @@ def paper(stage: str) -> dict:
         "model": {
             "dtype": "auto",
             "llm_param_dtype": "auto",
+            "attention": "auto",
             "remat": True,
             "unroll": 1,
             # The frozen language model's kernels as int8: half the memory of bfloat16.

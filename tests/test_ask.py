@@ -211,6 +211,7 @@ def test_fewer_queries_mean_no_more_follow_up_queries(run, tmp_path):
     assert open_trained(copy).layout.num_followup_queries == 8
 
 
+@pytest.mark.long  # test_answers_are_those_of_the_evaluation has the shipped one
 def test_a_run_on_a_fresh_language_model_has_the_same_one_again(tmp_path):
     train(small_config(4, optim__steps=1), tmp_path / "run")
     rows = (tmp_path / "run" / "samples.jsonl").read_text().splitlines()

@@ -322,6 +322,18 @@ def test_a_job_has_an_empty_folder_of_its_own(tmp_path):
         assert (works.logs / "makes" / "page.html").exists()
 
 
+def test_a_job_that_was_too_slow_goes_on_in_its_folder(tmp_path):
+    code = "import sys, time\nfrom pathlib import Path\n"
+    code += "folder = Path(sys.argv[1])\n"
+    code += "again = folder.exists()\nfolder.mkdir(exist_ok=True)\n"
+    code += "time.sleep(0 if again else 60)"
+    slow = job(tmp_path, "slow", code)
+    words = (*slow.runs["cpu"].words, jobs.FOLDER)
+    works = made(tmp_path, slow._replace(runs={"cpu": Run(words, 3)}))
+    assert works.run()["slow"]["failed"] == "ended after 3 s, its limit"
+    assert "wrote no result" in works.run()["slow"]["failed"]
+
+
 def test_sources_are_told_apart(tmp_path, monkeypatch):
     (tmp_path / "configs").mkdir()
     file = tmp_path / "configs" / "a.py"

@@ -209,6 +209,27 @@ def test_a_loop_that_does_not_count_is_an_error(tpu):
         collectives(changed)
 
 
+def test_metadata_of_a_kernel_has_lines_of_its_own():
+    text = """HloModule jit_f, num_partitions=4
+%body (x: f32[8]) -> f32[8] {
+  %x = f32[8]{0} parameter(0)
+  %k = f32[8]{0} custom-call(%x), custom_call_target="tpu_custom_call", attributes={m={
+"xprof_metadata":"{\\"block_q\\": 128}"
+}}, metadata={op_name="splash"}
+  ROOT %y = f32[8]{0} negate(%k)
+}
+
+ENTRY %main (x: f32[8]) -> f32[8] {
+  %x = f32[8]{0} parameter(0)
+  ROOT %y = f32[8]{0} call(%x), to_apply=%body
+}
+"""
+    module = read_module(text)
+    assert list(module.computations) == ["body", "main"]
+    body = module.computations["body"]
+    assert list(body.instructions) == ["x", "k", "y"] and body.root == "y"
+
+
 def test_text_that_is_no_program(gpu):
     with pytest.raises(ProgramTextError, match="ENTRY.*got 'module @jit_f {'"):
         read_module("module @jit_f {\n}\n")

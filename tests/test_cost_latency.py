@@ -10,14 +10,17 @@ import numpy as np
 import pytest
 from cost_timings import A100, changed, config, honest, paper
 
+from vtscale_jax import paths
 from vtscale_jax.compilation import CompileClock
 from vtscale_jax.cost import latency, programs, subject
 from vtscale_jax.cost.__main__ import main
 from vtscale_jax.cost.audit import IMPOSSIBLE
+from vtscale_jax.cost.commands.latency import recorded_peak
 from vtscale_jax.cost.latency import LatencyError, measure, repeat
-from vtscale_jax.cost.rows import TOO_FEW, higher, judge
+from vtscale_jax.cost.rows import TOO_FEW, higher, judge, work_of
 from vtscale_jax.cost.subject import SubjectError, of_config, picture_of, sizes_of
 from vtscale_jax.cost.timing import order
+from vtscale_jax.run_folder import RunFolder
 
 # ml_collections loads config files so.
 pytestmark = pytest.mark.filterwarnings("ignore:the load_module")
@@ -338,7 +341,10 @@ def test_the_command_writes_all_that_it_names(capsys, tmp_path):
     assert {row["num_queries"] for row in content["rows"]} == {1, 12}
     for row in content["rows"]:
         assert set(row["rates"]) == {"vision", "fusion", "prefill", "decode"}
-        assert row["verdict"] == "possible" or row["rejected"]
+        told = f"rejected: {row['rejected']}" if row["rejected"] else "possible"
+        assert row["verdict"] == told
+        for part in row["rates"].values():
+            assert part["flops"] > 0 and part["bytes"] > 0 and part["least_s"] > 0
     assert content["memory_how"] == programs.COMPILED  # a CPU does not count
     table = (folder / "table6.csv").read_text().splitlines()
     assert [line.split(",")[0] for line in table] == ["n_l", "1", "12"]
@@ -366,3 +372,30 @@ def test_the_command_writes_all_that_it_names(capsys, tmp_path):
 def test_what_is_wrong_with_the_command_is_said(capsys, words, told):
     assert command(*words) == 1
     assert told in capsys.readouterr().err
+
+
+def test_int8_weights_are_int8_and_counted_so():
+    sizes = {"question_tokens": 20}
+    near = of_config(small(model__llm_int8=True), (1,), PICTURE, **sizes)
+    flat = paths.flatten(near.params["llm"])
+    kernels = [leaf for path, leaf in flat.items() if path.endswith("kernel_int8")]
+    assert len(kernels) == 7 and all(leaf.dtype == jnp.int8 for leaf in kernels)
+    whole = sum(leaf.size for leaf in kernels)
+    exact = sizes_of(small(), (1,), PICTURE, **sizes)
+    decode = [work_of(one, 1, 8).decode for one in (exact, near)]
+    scales = [leaf for path, leaf in flat.items() if path.endswith("kernel_scale")]
+    fewer = 3 * whole - 4 * sum(leaf.size for leaf in scales)
+    assert decode[0].bytes - decode[1].bytes == fewer
+    assert decode[0].flops == decode[1].flops
+
+
+def test_the_highest_peak_of_all_launches_counts(measured, tmp_path):
+    found, _ = measured
+    now = A100._replace(source="measured", flops=5.0, bandwidth=50.0)
+    assert recorded_peak(tmp_path, now) == now
+    before = now._replace(flops=7.0, bandwidth=20.0)
+    noted = latency.as_json(found) | {"peak": before._asdict()}
+    RunFolder(tmp_path).write(latency.RESULT, noted)
+    assert recorded_peak(tmp_path, now) == now._replace(flops=7.0)
+    other = now._replace(name="another device")
+    assert recorded_peak(tmp_path, other) == other

@@ -379,6 +379,7 @@ def test_real_file(real_path):
     np.testing.assert_allclose(stored_order(found, 3), stored, rtol=1e-6)
 
 
+@pytest.mark.long  # test_real_model.py has the logits of these rows
 @pytest.mark.real_model
 @pytest.mark.parity
 def test_real_model_makes_sense_only_with_its_rows_put_back(real_path):

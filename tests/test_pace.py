@@ -2,8 +2,11 @@
 
 import jax
 import pytest
+from small_runs import manifest, rows, small_config
 
-from vtscale_jax.pace import CompiledStep, Limit, Pace
+from vtscale_jax.cost import peak
+from vtscale_jax.pace import CompiledStep, CompiledSteps, Limit, Pace
+from vtscale_jax.train import train
 
 
 class Clock:
@@ -74,3 +77,50 @@ def test_programs_are_counted():
         assert after > once
     jax.jit(lambda x: x * 5 + 1)(1.0)
     assert pace._compiling.programs == after
+
+
+def test_waiting_for_other_hosts_counts():
+    clock = Clock()
+    with Pace(Limit(1.0, "made up"), clock) as pace:
+        with pace.held_up():
+            clock.now += 1.0
+        clock.now += 3.0
+        assert pace.row()["loader_wait"] == pytest.approx(0.25)
+
+
+def test_a_run_compiles_nothing_after_each_shape_has_come(tmp_path, monkeypatch):
+    """Four epochs: what is compiled after the first rows is a step for a new shape."""
+    compiled, compile_step = [], CompiledSteps.compile
+
+    def noted(self, batch):
+        compiled.append(batch)
+        return compile_step(self, batch)
+
+    monkeypatch.setattr(CompiledSteps, "compile", noted)
+    config = small_config(
+        optim__steps=32, eval__every=4, eval__questions=0, checkpoint__every=32
+    )
+    train(config, tmp_path / "run")
+    logged = [row for row in rows(tmp_path / "run") if row["split"] == "train"]
+    assert len(logged) == 32
+    # Steps, held-out evaluations and their first checkpoint have run by then.
+    late = [row["compiled_programs"] for row in logged[8:]]
+    shapes = len({tuple(leaf.shape for leaf in jax.tree.leaves(b)) for b in compiled})
+    assert len(compiled) == shapes
+    assert late[-1] - late[0] <= shapes - 1
+    speed = manifest(tmp_path / "run")["speed"]
+    assert speed["compiled_programs"] >= late[-1]
+    assert 0 < speed["mfu"] <= speed["mfu_whole"] < 2
+    assert 0 <= speed["loader_wait"] < 1
+
+
+def test_the_mfu_is_the_count_over_the_time(tmp_path):
+    """By hand, of the row's own numbers: 8 samples a step."""
+    train(small_config(optim__steps=3, eval__questions=0), tmp_path / "run")
+    row = rows(tmp_path / "run")[0]
+    flops, source = peak.product_peak("float32")
+    found = manifest(tmp_path / "run")["peak"]
+    assert found == {"flops": flops, "source": f"1 × {source}"}
+    a_step = row["mfu"] * flops * 8 / row["samples_per_s"]
+    # One layer of each tower; 24 crops of 17 tokens are the most of it.
+    assert 1e8 < a_step < 1e10

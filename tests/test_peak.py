@@ -37,13 +37,14 @@ def test_a_device_that_is_not_in_the_table_is_measured():
     assert 1e8 < found.flops < 1e15 and 1e8 < found.bandwidth < 1e13
     assert found.memory > 2**30
     flops, source = peak.product_peak("float32")
-    assert flops == found.flops  # once in a process
+    assert 0.2 * found.flops < flops < 5 * found.flops
+    assert peak.product_peak("float32") == (flops, source)  # once in a process
     assert "measured, products in float32" in source
 
 
 def test_the_fastest_run_counts(monkeypatch):
-    """Runs of 5, 1 and 3 seconds by a clock that counts them; compiling is no run."""
-    seconds = iter([100.0, 5.0, 1.0, 3.0])
+    """Runs of 5, 2, 1 and 3 seconds by a clock that counts them; compiling is none."""
+    seconds = iter([100.0, 5.0, 2.0, 1.0, 3.0, 9.0])
     now = 0.0
 
     def work(x):

@@ -85,6 +85,7 @@ def test_workers_skip_the_same_and_train_the_same(pages, tmp_path):
     assert manifest(one)["params_sha256"] == manifest(two)["params_sha256"]
 
 
+@pytest.mark.long  # the counts of a resumed run: the last three of this file
 def test_a_resumed_run_counts_each_skip_once(pages, tmp_path, monkeypatch):
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     train(config_of(pages), whole)

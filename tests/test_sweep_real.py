@@ -113,7 +113,7 @@ def stop_once(file: Path) -> threading.Thread:
     return thread
 
 
-@pytest.mark.slow
+@pytest.mark.long  # test_sweep.py has it with a stand-in for train
 def test_a_run_and_its_evaluation(base, tmp_path, capsys, monkeypatch):
     """The shortest real sweep; of two M and all inputs it is the next test."""
     monkeypatch.setattr(sweep, "report_on", lambda out: 1)

@@ -216,6 +216,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print()
         return 130
+    finally:
+        clock.close()
     return 0
 
 

@@ -15,7 +15,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from vtscale_jax.attention import causal_mask, sees
+from vtscale_jax.attention import sees
+from vtscale_jax.fused_attention import visible
 from vtscale_jax.layers import (
     BlockConfig,
     Caches,
@@ -94,7 +95,7 @@ class FusionDecoder(nn.Module):
         if positions is None:
             positions = jnp.broadcast_to(jnp.arange(x.shape[1]), x.shape[:2])
         if caches is None:
-            mask = causal_mask(keep)
+            mask = visible(self.config.blocks.attention, keep)
         else:
             mask = sees(positions, places(caches), None)[:, None]
         self.sow("intermediates", "input", x)

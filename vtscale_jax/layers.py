@@ -16,6 +16,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from vtscale_jax.attention import KVCache, attend
+from vtscale_jax.fused_attention import CausalRows, attend_by
 from vtscale_jax.rotary import RopeScaling, rotate
 
 Initializer = nn.initializers.Initializer
@@ -30,10 +31,11 @@ class BlockConfig:
     of the channels of a head are rotated, `window` is how many places back a token sees
     (None: all), `qkv_bias` gives the query, key and value projections a bias.
 
-    `remat` rematerialises each block in the backward pass; `unroll` blocks are laid out
-    per scan step. `stacked` False keeps the parameters of every layer apart, which is
-    what generation wants (see `BlockList`). `int8` reads weights that
-    `llm.quantize` made.
+    `attention` is the kernel (`fused_attention.choose`) that computes attention where
+    no cache is read. `remat` rematerialises each block in the backward pass; `unroll`
+    blocks are laid out per scan step. `stacked` False keeps the parameters of every
+    layer apart, which is what generation wants (see `BlockList`). `int8` reads weights
+    that `llm.quantize` made.
     """
 
     width: int
@@ -51,6 +53,7 @@ class BlockConfig:
     activation: str = "silu"
     init_std: float = 0.02
     dtype: str = "float32"
+    attention: str = "xla"
     remat: bool = False
     unroll: int = 1
     stacked: bool = True
@@ -179,7 +182,7 @@ def empty_caches(config: BlockConfig, batch_size: int, length: int) -> Caches:
 
 
 class SelfAttention(nn.Module):
-    """Projections around `attend`; rotary when `rope`.
+    """Projections around attention; rotary when `rope`.
 
     Projections (and the MLPs below) see `[B·S, D]`: XLA's CPU backend is about twice
     as fast on the gradients of two-dimensional products, others do not care.
@@ -196,7 +199,7 @@ class SelfAttention(nn.Module):
     def __call__(
         self,
         x: Float[Array, "B S D"],
-        mask: Bool[Array, "#B 1 S T"] | None,
+        mask: Bool[Array, "#B 1 S T"] | CausalRows | None,
         positions: Int[Array, "B S"] | None = None,
         cache: KVCache | None = None,
     ) -> tuple[Float[Array, "B S D"], KVCache | None]:
@@ -231,7 +234,12 @@ class SelfAttention(nn.Module):
             assert positions is not None, "a cache is written by positions"
             cache = cache.write(k, v, positions)
             k, v = cache.k.astype(c.dtype), cache.v.astype(c.dtype)
-        y = attend(q, k, v, mask).reshape(B * S, c.num_heads * c.head_dim)
+        if isinstance(mask, CausalRows) or (mask is None and c.attention != "xla"):
+            y = attend_by(c.attention, q, k, v, mask, window=c.window)
+        else:
+            # Decoders' masks are causal; places of a cache are not those of the row.
+            y = attend(q, k, v, mask, causal=self.rope and cache is None)
+        y = y.reshape(B * S, c.num_heads * c.head_dim)
         out = Linear(c.width, c.dtype, self.out_bias, self.out_init, c.int8, name="out")
         return out(y).reshape(B, S, c.width), cache
 
@@ -249,7 +257,9 @@ class EncoderBlock(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: Float[Array, "B T D"], mask: Bool[Array, "#B 1 T T"] | None
+        self,
+        x: Float[Array, "B T D"],
+        mask: Bool[Array, "#B 1 T T"] | CausalRows | None,
     ) -> tuple[Float[Array, "B T D"], None]:
         c = self.config
         normal = nn.initializers.normal
@@ -287,7 +297,7 @@ class DecoderBlock(nn.Module):
     def __call__(
         self,
         x: Float[Array, "B S D"],
-        mask: Bool[Array, "#B 1 S T"],
+        mask: Bool[Array, "#B 1 S T"] | CausalRows,
         positions: Int[Array, "B S"],
         cache: KVCache | None = None,
     ) -> tuple[Float[Array, "B S D"], KVCache | None]:

@@ -12,7 +12,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Int8
 
 from vtscale_jax import paths
-from vtscale_jax.attention import causal_mask, sees
+from vtscale_jax.attention import sees
+from vtscale_jax.fused_attention import visible
 from vtscale_jax.layers import (
     BlockConfig,
     Caches,
@@ -86,7 +87,7 @@ class LLM(nn.Module):
         if positions is None:
             positions = jnp.broadcast_to(jnp.arange(x.shape[1]), x.shape[:2])
         if caches is None:
-            mask = causal_mask(keep, blocks.window, segments)
+            mask = visible(blocks.attention, keep, blocks.window, segments)
         else:
             mask = sees(positions, places(caches), blocks.window)[:, None]
         self.sow("intermediates", "input", x)

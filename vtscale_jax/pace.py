@@ -1,9 +1,11 @@
 """How fast a run goes: samples a second, utilisation, waiting for data, compiling.
 
-Utilisation (MFU) is what the model needs, counted by `cost.flops` from the shapes of
-its batches, over what the devices could do in that time. The frozen language model has
+Utilisation (MFU) is what the model needs for batches of these shapes, counted by
+`cost.flops`, over what the devices could do in that time. The frozen language model has
 no gradient of its weights, remat's second forward pass is not counted, and attention is
-counted causally (`mfu`) or whole (`mfu_whole`, the usual count, which flatters).
+counted causally (`mfu`) or whole (`mfu_whole`, the usual count, which flatters). What
+fills a shape up (padding of rows, crops that fill a bucket) counts as work in both, as
+is usual; so do the pairs of packed rows' different segments.
 """
 
 import contextlib
@@ -143,6 +145,13 @@ class Pace(contextlib.AbstractContextManager):
                 return
             self._now.waited += self._clock() - started
             yield item
+
+    @contextlib.contextmanager
+    def held_up(self) -> Iterator[None]:
+        """Time spent inside counts as waiting for data: that of other hosts."""
+        started = self._clock()
+        yield
+        self._now.waited += self._clock() - started
 
     def paused(self) -> Any:
         """A context in which no time passes here."""

@@ -54,7 +54,8 @@ def lay_out(config: ConfigDict) -> Run:
     with either, before anything is written or loaded."""
     settings.check(config)
     dtypes = settings.resolve_dtypes(config, jax.default_backend())
-    model = settings.model_config(config, dtypes.compute)
+    kernel = settings.resolve_attention(config, jax.default_backend(), dtypes.compute)
+    model = settings.model_config(config, dtypes.compute, attention=kernel)
     _check_packing(config, model)
     parts = assemble(config, model.vision)
     sources = {split: open_source(config, split) for split in ("train", "heldout")}

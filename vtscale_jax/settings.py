@@ -11,6 +11,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from vtscale_jax import fused_attention
 from vtscale_jax.config_files import config_file
 from vtscale_jax.fusion import FusionConfig
 from vtscale_jax.layers import BlockConfig
@@ -47,6 +48,17 @@ def resolve_dtypes(config: ConfigDict, backend: str) -> Dtypes:
     return Dtypes(resolve("dtype"), resolve("llm_param_dtype"))
 
 
+def resolve_attention(config: ConfigDict, backend: str, dtype: str) -> str:
+    """The kernel that computes attention in training; KernelError, a ValueError, for
+    one that does not fit the backend, the dtype or a tower of the stage."""
+    model = model_config(config, dtype)
+    towers = ("vision", "fusion", "text" if config.stage == "align" else "llm")
+    head_dims = {name: getattr(model, name).blocks.head_dim for name in towers}
+    return fused_attention.choose(
+        config.model.attention, platform=backend, dtype=dtype, head_dims=head_dims
+    )
+
+
 def num_followup_queries(config: ConfigDict) -> int:
     """N, the queries of follow-up questions: min(8, M) unless the config sets it."""
     chosen = config.num_followup_queries
@@ -63,20 +75,25 @@ def question_mode(config: ConfigDict) -> str:
     return INPUTS[config.inputs]
 
 
-def model_config(config: ConfigDict, dtype: str) -> ModelConfig:
-    """The model of a run. The fusion table gets M − 1 query rows: output M is ⟨eos⟩."""
-    model = config.model
+def model_config(
+    config: ConfigDict, dtype: str, *, attention: str = "xla"
+) -> ModelConfig:
+    """The model of a run. The fusion table gets M − 1 query rows: output M is ⟨eos⟩.
+
+    `attention` is from `resolve_attention` where the model is trained.
+    """
+    model, run = config.model, {"dtype": dtype, "attention": attention}
     return ModelConfig(
-        vision=_tower(VisionConfig, model.vision, dtype, model),
+        vision=_tower(VisionConfig, model.vision, run, model),
         fusion=_tower(
             FusionConfig,
             model.fusion,
-            dtype,
+            run,
             model,
             num_query_rows=config.num_queries - 1,
         ),
-        llm=_tower(LLMConfig, model.llm, dtype, model, int8=model.llm_int8),
-        text=_tower(TextConfig, model.text, dtype, model),
+        llm=_tower(LLMConfig, model.llm, run, model, int8=model.llm_int8),
+        text=_tower(TextConfig, model.text, run, model),
     )
 
 
@@ -173,15 +190,16 @@ def block_config(part: ConfigDict, **run: Any) -> BlockConfig:
 def _tower(
     kind: type,
     part: ConfigDict,
-    dtype: str,
+    run: dict[str, str],
     model: ConfigDict,
     *,
     int8: bool = False,
     **more: Any,
 ):
-    """One tower's settings; its `blocks` get the run's dtype, remat and unroll."""
+    """One tower's settings; its `blocks` get what the run chooses: dtype, kernel of
+    attention, remat and unroll."""
     values = {name: part[name] for name in part if name != "blocks"}
     blocks = block_config(
-        part.blocks, dtype=dtype, remat=model.remat, unroll=model.unroll, int8=int8
+        part.blocks, **run, remat=model.remat, unroll=model.unroll, int8=int8
     )
     return kind(**values, **more, blocks=blocks)

@@ -9,7 +9,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from vtscale_jax.attention import causal_mask
+from vtscale_jax.fused_attention import visible
 from vtscale_jax.layers import BlockConfig, EncoderBlock, LayerNorm, lay, stack_blocks
 
 
@@ -44,7 +44,7 @@ class TextTower(nn.Module):
         x = x.astype(b.dtype)
         x = lay(x, "batch", None, None)
         self.sow("intermediates", "input", x)
-        x, _ = stack_blocks(EncoderBlock, b, "blocks")(x, causal_mask(keep))
+        x, _ = stack_blocks(EncoderBlock, b, "blocks")(x, visible(b.attention, keep))
         x = LayerNorm(b.norm_eps, b.dtype, name="final_norm")(x)
         self.sow("intermediates", "normed", x)
         pooled = jnp.take_along_axis(x, eos[:, None, None], axis=1)[:, 0]

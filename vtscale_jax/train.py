@@ -212,7 +212,8 @@ def train(
             for step in pace.waiting(feeding.steps(begun, place_in_data, skips)):
                 number = step.number
                 # Who is late with its data, or hangs in it, is named after a while.
-                processes.barrier(f"the data of step {number}", patience)
+                with pace.held_up():
+                    processes.barrier(f"the data of step {number}", patience)
                 patience = config.hosts.timeout_s
                 batch = feed(step.batch, program.mesh, shards)
                 compiled = steps.of(batch)

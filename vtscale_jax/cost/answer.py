@@ -122,8 +122,8 @@ def first_token(
         ),
         PartCost(
             *("fusion", *both(f, length)),
-            bytes_each
-            * (_read(weights["fusion"]) + length * (f.width + cache_elements(f))),
+            _read(weights["fusion"], bytes_each)
+            + bytes_each * length * (f.width + cache_elements(f)),
         ),
         PartCost(
             *("projector", projected, projected),
@@ -131,7 +131,7 @@ def first_token(
         ),
         PartCost(
             *("prefill", *both(model.llm.blocks, q.prompt_tokens)),
-            llm_bytes * _read(weights["llm"]) + bytes_each * kept,
+            _read(weights["llm"], llm_bytes) + bytes_each * kept,
         ),
         PartCost("head", head, head, llm_bytes * weights["head"].count),
     )
@@ -151,7 +151,7 @@ def next_token(
     queries = blocks.num_heads * blocks.head_dim
     flops = rows * blocks.num_layers * 4 * (length + 1) * queries
     flops += rows * (linear_flops(blocks) + 2 * blocks.width * model.llm.vocab_size)
-    read = llm_bytes * (_read(weights["llm"]) + weights["head"].count)
+    read = _read(weights["llm"], llm_bytes) + llm_bytes * weights["head"].count
     kept = bytes_each * rows * length * cache_elements(blocks)
     return PartCost("decode", flops, flops, read + kept)
 
@@ -196,6 +196,7 @@ def _parameters(model: ModelConfig) -> tuple[PartParameters, ...]:
     return count_parameters(get_stage("adapt"), model)
 
 
-def _read(part: PartParameters) -> int:
-    """Parameters that are read whole: all but tables of which a few rows are."""
-    return part.count - part.looked_up
+def _read(part: PartParameters, bytes_each: int) -> int:
+    """Bytes of the parameters that are read whole: all but tables of which a few rows
+    are; int8 ones have one each."""
+    return part.int8 + bytes_each * (part.count - part.looked_up - part.int8)

@@ -4,13 +4,14 @@ A multiply-add counts 2. What is counted are the matrix products and convolution
 the model computes them: logits are taken at loss positions only, crops that fill a
 bucket go through the vision tower. Attention is counted in one of two ways:
 
-    whole     every query with every key, S·S pairs: what a program without a fused
-              kernel computes, and the usual count
+    whole     every query with every key, S·S pairs: the usual count (`attend` leaves
+              out some of those that the mask hides: up to 3/8 of a long causal row)
     causal    in decoders and the text tower only the pairs that the mask leaves,
-              S·(S + 1)/2: what the model needs, and what utilisation (MFU) is told by
+              S·(S + 1)/2: what the model needs, and what utilisation (MFU) is told
+              by (packed rows and windows need fewer, and are counted so too)
 
- Left out are norms, softmax, activations, rotary embedding, lookups and
-the loss's elementwise part: together under one per cent at the sizes of the paper (see
+Left out are norms, softmax, activations, rotary embedding, lookups and the loss's
+elementwise part: together under one per cent at the sizes of the paper (see
 `tests/test_flops.py`, which compares with XLA's count). XLA's own count is no
 replacement: it visits the body of a loop once, and every tower is a loop over layers.
 

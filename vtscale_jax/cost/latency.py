@@ -22,6 +22,7 @@ import jax
 from vtscale_jax.compilation import CompileClock
 from vtscale_jax.conversation import ImageConversation
 from vtscale_jax.cost import programs
+from vtscale_jax.cost.peak import processor
 from vtscale_jax.cost.subject import Subject
 from vtscale_jax.cost.timing import order, undisturbed
 from vtscale_jax.run_folder import (
@@ -188,7 +189,10 @@ def identity(subject: Subject, new_tokens: int, seed: int) -> dict[str, Any]:
         "question": subject.question,
         "new_tokens": new_tokens,
         "seed": seed,
-        "device": {"platform": device.platform, "kind": str(device.device_kind)},
+        "device": {
+            "platform": device.platform,
+            "kind": processor() if device.platform == "cpu" else device.device_kind,
+        },
         "versions": versions(),
         "code": code_version(),
     }

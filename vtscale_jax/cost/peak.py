@@ -26,6 +26,7 @@ SMALLEST, LARGEST = 512, 8192  # sides of the matrices that are multiplied
 STREAM_BYTES = 2**28
 LONG_S = 0.02  # one product that takes longer than this is large enough
 PROBE_S = 0.15  # for each kind of work
+BATCH_S = 0.02  # of runs that are waited for together
 
 
 class Peak(NamedTuple):
@@ -64,8 +65,13 @@ def product_peak(dtype: str) -> tuple[float, str]:
     chip = known(str(jax.local_devices()[0].device_kind))
     if chip is not None and dtype == "bfloat16":
         return chip.flops, f"{_rate(chip.flops)}FLOP/s ({SHEET}, {chip.name})"
-    speed = product_speed(dtype)
+    speed = _product_speed_once(dtype)
     return speed, f"{_rate(speed)}FLOP/s ({MEASURED}, products in {dtype})"
+
+
+@functools.cache  # of a process: runs that follow each other are told one number
+def _product_speed_once(dtype: str) -> float:
+    return product_speed(dtype)
 
 
 def of_device(dtype: str) -> Peak:
@@ -85,20 +91,18 @@ def measured(dtype: str) -> Peak:
     device = jax.local_devices()[0]
     chip = known(str(device.device_kind))
     return Peak(
-        str(device.device_kind) if device.platform != "cpu" else _processor(),
+        str(device.device_kind) if device.platform != "cpu" else processor(),
         product_speed(dtype),
         stream_speed(),
-        _cache_bytes() if chip is None else chip.cache,
+        chip.cache if chip else _cache_bytes() if device.platform == "cpu" else 0,
         _memory_bytes(device),
         MEASURED,
     )
 
 
-@functools.cache  # the machine's, not this program's: measured once
 def product_speed(dtype: str) -> float:
     """Operations per second of products of square matrices, the best over their sizes:
-    from 512 on, doubled until one product takes a fiftieth of a second. Measured once
-    in a process."""
+    from 512 on, doubled until one product takes a fiftieth of a second."""
     product = jax.jit(lambda x, y: x @ y)
     # Random, since a chip draws less power for equal numbers and runs faster; and
     # scaled, so that products of products stay finite.
@@ -135,14 +139,24 @@ def stream_speed() -> float:
 
 
 def fastest(program: Callable[[Any], Any], x: Any) -> float:
-    """Seconds of one run of `program`, the best of what there is time for; each is
-    waited for, after one to compile it. What it returns is its next argument."""
+    """Seconds of one run of `program`, the best of what there is time for. What it
+    returns is its next argument.
+
+    After one run to compile it and one to see how long it takes, so many runs are
+    waited for together that waiting itself weighs nothing.
+    """
     x = jax.block_until_ready(program(x))
-    best, begun = math.inf, time.perf_counter()
+    started = time.perf_counter()
+    x = jax.block_until_ready(program(x))
+    best = time.perf_counter() - started
+    together = max(1, math.ceil(BATCH_S / best)) if best > 0 else 1
+    begun = time.perf_counter()
     while time.perf_counter() - begun < PROBE_S:
         started = time.perf_counter()
-        x = jax.block_until_ready(program(x))
-        best = min(best, time.perf_counter() - started)
+        for _ in range(together):
+            x = program(x)
+        x = jax.block_until_ready(x)
+        best = min(best, (time.perf_counter() - started) / together)
     return best
 
 
@@ -153,7 +167,7 @@ def _memory_bytes(device: Any) -> int:
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
-def _processor() -> str:
+def processor() -> str:
     """The processor and how many of its cores there are, where Linux says so."""
     cores = len(os.sched_getaffinity(0))
     file = Path("/proc/cpuinfo")

@@ -28,6 +28,7 @@ from vtscale_jax.conversation import Answering, ImageConversation
 from vtscale_jax.cost.answer import Question
 from vtscale_jax.encoding import Encoding, encode_questions
 from vtscale_jax.images import ImageLike, load_image
+from vtscale_jax.llm import held_in
 from vtscale_jax.stages import get_stage, init_params, parameter_shapes
 from vtscale_jax.stream import padded_length
 from vtscale_jax.tokens import QueryLayout, Tokenizer, llm_sequence
@@ -250,12 +251,15 @@ def random_params(model: ModelConfig, llm_dtype: str, seed: int) -> dict[str, An
     for number, (path, leaf) in enumerate(shapes.items()):
         if path.startswith("llm/"):
             own = jax.random.fold_in(key, number)
-            made[path] = _tensor(own, shape=leaf.shape, dtype=llm_dtype)
+            dtype = held_in(path, llm_dtype)
+            made[path] = _tensor(own, shape=leaf.shape, dtype=dtype)
     return paths.unflatten({path: made[path] for path in shapes})
 
 
 @functools.partial(jax.jit, static_argnames=("shape", "dtype"))
 def _tensor(key: Any, *, shape: tuple[int, ...], dtype: str) -> jax.Array:
-    if len(shape) < 2:  # the scale of a norm
+    if dtype == "int8":
+        return jax.random.randint(key, shape, -127, 128, dtype)
+    if len(shape) < 2:  # the scale of a norm, or of whole numbers
         return jnp.ones(shape, dtype)
     return INIT_STD * jax.random.normal(key, shape, dtype)

@@ -8,9 +8,10 @@ from typing import Any
 from vtscale_jax.cost.audit import IMPOSSIBLE, Audit, PairVerdict, RowVerdict
 
 ASSUMPTION = (
-    "A pair supposes that the time which the device spends above its limit does not "
-    "shrink as tokens are added, all else being equal (same image, same words, same "
-    "program); a row supposes only that the work was done."
+    "One device, one question at a time, this model. A pair supposes that the time "
+    "which the device spends above its limit does not shrink as tokens are added, all "
+    "else being equal (same image, same words, same program); a row supposes only that "
+    "the work was done."
 )
 PAIR_HEADS = (
     *("from n_l", "to n_l", "extra ms", "at least ms", "extra TFLOP"),

@@ -22,7 +22,7 @@ from vtscale_jax.weights.huggingface.families import llm_config
 from vtscale_jax.weights.starting import RUN_WEIGHTS, pretrained
 
 # Fields that a run chooses itself, whatever the model.
-OF_THE_RUN = ("dtype", "remat", "unroll", "stacked", "int8", "init_std")
+OF_THE_RUN = ("dtype", "attention", "remat", "unroll", "stacked", "int8", "init_std")
 
 
 def fill_sizes(config: ConfigDict) -> list[str]:

@@ -35,7 +35,10 @@ def add(commands: Any) -> None:
         "file", nargs="?", type=Path, metavar="FILE.csv", help="columns n_l and ttft_s"
     )
     parser.add_argument(
-        "--device", required=True, help="a100-40gb, a100-80gb, h100, h200, v5e, …"
+        "--device",
+        default=PUBLISHED_DEVICE,
+        help="a100-40gb, a100-80gb, h100, h200, v5e, … (default: the paper's, "
+        "%(default)s)",
     )
     parser.add_argument(
         "--config",

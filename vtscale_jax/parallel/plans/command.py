@@ -119,6 +119,15 @@ class Job:
         )
         backend = "gpu" if isinstance(machine.chip, GPU) else "tpu"
         self._dtypes = settings.resolve_dtypes(config, backend)
+        self._attention = settings.resolve_attention(
+            config, backend, self._dtypes.compute
+        )
+        if self._attention == "cudnn":
+            raise PlanError(
+                f"model.attention is cudnn on {machine.name}, which is compiled on a "
+                "GPU only: plan with --config.model.attention=xla, whose memory is an "
+                "upper bound"
+            )
         at_hand = options.lengths == "data" or (
             options.lengths == "auto" and data_at_hand(config)
         )
@@ -177,7 +186,9 @@ class Job:
         return copy.deepcopy(self._config)
 
     def _model(self, config: ConfigDict) -> ModelConfig:
-        return settings.model_config(config, self._dtypes.compute)
+        return settings.model_config(
+            config, self._dtypes.compute, attention=self._attention
+        )
 
     def _spec(self, config: ConfigDict, shards: int) -> BatchSpec:
         vision = self._model(config).vision

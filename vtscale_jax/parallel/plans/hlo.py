@@ -68,7 +68,8 @@ def read_module(text: str) -> Module:
         if header:
             name, lines, root = header[2], {}, ""
             entry = name if header[1] else entry
-        elif line.startswith("}") and name is not None:
+        # Metadata of a Pallas kernel has lines of its own, which begin with two.
+        elif line.startswith("}") and not line.startswith("}}") and name is not None:
             computations[name] = Computation(name, lines, root)
             name = None
         elif name is not None and (found := _LINE.match(line)):

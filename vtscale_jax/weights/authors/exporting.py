@@ -132,7 +132,7 @@ def _towers(
         pair = []
         for model in (ours, theirs):
             tower = getattr(model, name)
-            plain = dict.fromkeys(("dtype", "remat", "unroll", "init_std"))
+            plain = dict.fromkeys(("dtype", "attention", "remat", "unroll", "init_std"))
             blocks = vars(tower.blocks) | plain
             pair.append({**vars(tower), **blocks, "blocks": None})
         for fields in pair:

@@ -165,6 +165,7 @@ def run_config(folder: AuthorsFolder, run: Path, use: Use) -> dict[str, Any]:
         "model": {
             "dtype": "auto",
             "llm_param_dtype": "auto",
+            "attention": "auto",
             "remat": False,
             "unroll": 1,
             "llm_int8": False,

@@ -55,7 +55,7 @@ SIZES = {
     "head_dim": "head_dim",
 }
 # Fields of BlockConfig that say how a run computes, not what.
-OF_THE_RUN = ("init_std", "dtype", "remat", "unroll", "stacked", "int8")
+OF_THE_RUN = ("init_std", "dtype", "attention", "remat", "unroll", "stacked", "int8")
 # Left out of a config.json that is written: code and quantisation of the source.
 NOT_EXPORTED = ("auto_map", "quantization_config", "_name_or_path")
 

@@ -1,0 +1,544 @@
+"""The train step: ours beside PyTorch's on this CPU, and alone at any preset's sizes.
+
+    pip install -e '.[parity]'
+    python -m benchmarks.train_step
+    python -m benchmarks.train_step --small
+    python -m benchmarks.train_step --preset paper --num_queries 1,256,768 \\
+        --stage align,finetune --mfu
+
+Beside PyTorch: one finetune step in float32 on the same cores, with clipping and AdamW,
+of a language model with SmolLM2-135M's sizes (frozen, random weights), a CLIP of width
+384 (6 layers, 224 pixels, patches of 16) and a fusion decoder of 5 layers, M = 64, four
+samples. Theirs is assembled from transformers' modules (`torch_step`, which says how
+its three arrangements differ); the faster of two kinds of attention, compiled or not,
+counts. Before the rounds both must give the same loss within 1e-5 and the same
+gradients within 1e-4 of their size; and another loss when one weight is moved.
+
+What is compared takes turns in processes of its own, each warmed up, and malloc keeps
+freed memory in all of them; the median over all steps of all rounds counts, and a ratio
+above 1 means that ours is faster. The gain is split: padded / packed is due to crops,
+packed / frugal to logits at loss positions only, frugal / ours to the rest; their
+product is padded / ours. How fast both multiply large matrices is measured too, since
+the rest depends on it most: PyTorch's wheels multiply by Intel's MKL, which does not
+use all of an AMD processor, and JAX's by YNNPACK.
+
+How typical the batch is: images of 640×480, 640×426, 1000×400 and 1500×2000 pixels have
+10, 7, 9 and 10 views of at most 10, as `views.num_views` says. Photographs and pages of
+4:3 or squarer all have 10, those of 3:2 to 2:1 have 7, so that little is to be gained
+from not padding; text alone has none. A run's batch shapes come in few sizes, and the
+one for this mixture has room for 40 views: "ours, bucket of a run" is our step in it.
+The conversations are three turns of a chat, one long description, four short answers,
+and two questions about a page.
+
+With --preset: our step alone at that preset's sizes, random weights and conversations
+of stated length; time, samples/s, memory beside what the compiler planned, and with
+--mfu the share of the device's peak that useful operations reach: attention counted
+causally, nothing for what remat repeats or the frozen model's weights. The peak is that
+of the data sheet where the device is known, and that of a product timed on the spot.
+"""
+
+import argparse
+import dataclasses
+import json
+import math
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks import record
+from benchmarks.step_batches import Conversation, batch_of
+
+NUM_QUERIES, MOST_VIEWS, RATE, CLIP = 64, 9, 1e-4, 1.0
+IMAGES = ((640, 480), (640, 426), (1000, 400), (1500, 2000))
+TURNS = (
+    ((16, 70), (14, 60), (14, 60)),
+    ((24, 180),),
+    ((20, 8), (20, 8), (20, 8), (20, 8)),
+    ((18, 16), (18, 16)),
+)
+ARRANGEMENTS = ("padded", "packed", "frugal")
+TOLERANCE = {"loss": 1e-5, "gradient": 1e-4}
+TARGET, AIM = 1.2, 2.0
+WAYS = (("sdpa", False), ("eager", False), ("sdpa", True))  # attention, compiled
+PATIENCE_S = 1500.0  # with one process; compiling so many layers takes minutes
+SIDE = 2048  # of the matrices whose product is timed
+
+
+def model_of(small: bool) -> Any:
+    """The sizes that are compared (`vlm.ModelConfig`)."""
+    from vtscale_jax.fusion import FusionConfig
+    from vtscale_jax.layers import BlockConfig
+    from vtscale_jax.llm import LLMConfig
+    from vtscale_jax.text_tower import TextConfig
+    from vtscale_jax.vision import VisionConfig
+    from vtscale_jax.vlm import ModelConfig
+
+    clip: dict[str, Any] = {"norm_eps": 1e-5, "activation": "quick_gelu"}
+    rows = NUM_QUERIES - 1
+    if small:
+        llm = BlockConfig(96, 160, 6, 3, num_kv_heads=2, rope_theta=1e5)
+        return ModelConfig(
+            VisionConfig(32, 8, BlockConfig(64, 128, 2, 2, **clip)),
+            FusionConfig(97, rows, BlockConfig(64, 96, 1, 2, norm_eps=1e-6)),
+            LLMConfig(101, llm, tie_embeddings=True),
+            TextConfig(97, 16, 24, BlockConfig(32, 40, 2, 2, **clip)),
+        )
+    llm = BlockConfig(576, 1536, 9, 30, num_kv_heads=3, rope_theta=1e5)
+    return ModelConfig(
+        VisionConfig(224, 16, BlockConfig(384, 1536, 6, 6, **clip)),
+        FusionConfig(49408, rows, BlockConfig(384, 1536, 6, 5, norm_eps=1e-6)),
+        LLMConfig(49152, llm, tie_embeddings=True),
+        TextConfig(49408, 77, 384, BlockConfig(384, 1536, 6, 6, **clip)),
+    )
+
+
+def four_samples(model: Any, crops: int | None = None) -> Any:
+    """The batch that is compared; `crops` as in `batch_of`."""
+    from vtscale_jax.views import num_views
+
+    size = model.vision.image_size
+    talks = [
+        Conversation(num_views(*pixels, MOST_VIEWS, size), turns)
+        for pixels, turns in zip(IMAGES, TURNS, strict=True)
+    ]
+    return batch_of(talks, model, "finetune", num_queries=NUM_QUERIES, crops=crops)
+
+
+def random_params(model: Any, seed: int = 0) -> dict[str, Any]:
+    """Weights of stage finetune with nothing at its initial value: kernels keep the
+    size of what they read, norms and biases lie around 1 and 0."""
+    from vtscale_jax import paths
+    from vtscale_jax.stages import get_stage, parameter_shapes
+
+    rng, found = np.random.default_rng(seed), {}
+    shapes = parameter_shapes(get_stage("finetune").model, model)
+    for path, leaf in paths.flatten(shapes).items():
+        drawn = rng.standard_normal(leaf.shape, np.float32)
+        name = path.rsplit("/", 1)[-1]
+        if name in ("scale", "bias"):
+            drawn = 0.1 * drawn + (name == "scale")
+        elif name == "kernel":
+            stacked = path.split("/")[1] == "blocks"
+            drawn *= math.prod(leaf.shape[stacked:-1]) ** -0.5
+        else:
+            drawn *= leaf.shape[-1] ** -0.5
+        found[path] = drawn
+    return paths.unflatten(found)
+
+
+def program_of(model: Any) -> Any:
+    """Our finetune step on one device, as a run makes it (`program.Program`)."""
+    import jax
+
+    from vtscale_jax.optim import OptimConfig
+    from vtscale_jax.parallel.mesh import make_mesh
+    from vtscale_jax.program import Program
+    from vtscale_jax.stages import get_stage
+
+    mesh = make_mesh({"data": 1, "fsdp": 1, "tensor": 1}, jax.devices()[:1])
+    return Program.of(
+        get_stage("finetune"),
+        model,
+        OptimConfig(1000, RATE, clip_norm=CLIP),
+        mesh,
+        frozen_dtype="float32",
+        frozen_layout="replicated",
+    )
+
+
+def equivalence(
+    model: Any, params: Mapping[str, Any], batch: Any, attention: str
+) -> dict[str, dict[str, float]]:
+    """How far our loss and gradients are from PyTorch's, for each arrangement.
+
+    "loss" is the difference; "gradient" the largest of `torch_step.gradient_errors`,
+    and "norm" the relative difference of the norm that our train step reports;
+    "moved" how far PyTorch's loss goes when one weight of ours alone is multiplied by
+    1.01: it must be seen.
+    """
+    import jax
+
+    from benchmarks.torch_step import (
+        TorchVLM,
+        gradient_errors,
+        inputs,
+        under_torch_names,
+    )
+    from vtscale_jax import paths
+    from vtscale_jax.parallel.mesh import feed, place
+    from vtscale_jax.program import shardings
+    from vtscale_jax.types import WHOLE
+
+    program = program_of(model)
+    stage, on_mesh = program.stage, feed(batch, program.mesh, WHOLE)
+    trainable, frozen = paths.partition(params, stage.trains)
+
+    @jax.jit
+    def differentiate(trainable: Any, frozen: Any, batch: Any):
+        def loss(trainable: Any):
+            whole = paths.merge(trainable, frozen)
+            return stage.objective(stage.model(model), whole, batch).loss
+
+        return jax.value_and_grad(loss)(trainable)
+
+    loss, gradients = differentiate(trainable, frozen, on_mesh)
+    ours = under_torch_names(jax.tree.map(np.asarray, gradients))
+    del gradients
+    state = program.start(trainable)
+    frozen = place(frozen, shardings(program.frozen))
+    _, metrics = program.compile(on_mesh)(state, frozen, on_mesh)
+    if abs(float(metrics["loss"]) - float(loss)) > TOLERANCE["loss"]:
+        raise ValueError(
+            f"the train step reports a loss of {float(metrics['loss'])}, its objective "
+            f"alone is {float(loss)}: expected the same function"
+        )
+
+    theirs = TorchVLM(model, attention)
+    theirs.load(params)
+    given, found = inputs(batch, model.vision.tokens_per_crop), {}
+    for arrangement in ARRANGEMENTS:
+        theirs.zero_grad(set_to_none=True)
+        their_loss = theirs(given, arrangement)
+        their_loss.backward()
+        grads = theirs.gradients()
+        norm = float(np.sqrt(sum(np.vdot(g, g) for g in grads.values())))
+        found[arrangement] = {
+            "loss": abs(float(their_loss.detach()) - float(loss)),
+            "gradient": max(gradient_errors(ours, grads).values()),
+            "norm": abs(float(metrics["grad_norm"]) / norm - 1),
+        }
+    moved = dict(paths.flatten(params))
+    moved["vision/blocks/up/kernel"] = 1.01 * moved["vision/blocks/up/kernel"]
+    theirs.load(paths.unflatten(moved))
+    for arrangement in ARRANGEMENTS:
+        after = float(theirs(given, arrangement).detach())
+        found[arrangement]["moved"] = abs(after - float(loss))
+    return found
+
+
+def check(found: Mapping[str, Mapping[str, float]]) -> None:
+    """ValueError unless both are the same function."""
+    for name, row in found.items():
+        allowed = {**TOLERANCE, "norm": TOLERANCE["gradient"]}
+        far = {part: row[part] for part in allowed if not row[part] <= allowed[part]}
+        if far or row["moved"] <= 10 * TOLERANCE["loss"]:
+            raise ValueError(
+                f"{name}: off by {far or row}, allowed {allowed}, and more than "
+                f"{10 * TOLERANCE['loss']} with one weight moved: the two are not the "
+                "same function, so their times say nothing; mend torch_step or the "
+                "model before timing"
+            )
+
+
+def stamped(step: Callable[[], Any], repeats: int) -> list[float]:
+    """Seconds of each of `repeats` steps."""
+    times = []
+    for _ in range(repeats):
+        started = time.perf_counter()
+        step()
+        times.append(time.perf_counter() - started)
+    return times
+
+
+def time_ours(small: bool, repeats: int, bucket: bool) -> dict[str, Any]:
+    """Seconds of our steps after two to warm up; in the bucket that a run has for the
+    batch, or in a batch of its very size."""
+    import jax
+
+    from vtscale_jax import paths
+    from vtscale_jax.cost import flops
+    from vtscale_jax.parallel.host import keep_freed_memory, peak_memory_bytes
+    from vtscale_jax.parallel.mesh import feed, place
+    from vtscale_jax.parallel.plans.plan import measure
+    from vtscale_jax.program import shardings
+    from vtscale_jax.types import WHOLE
+
+    keep_freed_memory()
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+    model = model_of(small)
+    program = program_of(model)
+    crops = len(IMAGES) * (1 + MOST_VIEWS) if bucket else None
+    batch = feed(four_samples(model, crops), program.mesh, WHOLE)
+    trainable, frozen = paths.partition(random_params(model), program.stage.trains)
+    number = sum(leaf.size for leaf in jax.tree.leaves(trainable))
+    state = program.start(trainable)
+    frozen = place(frozen, shardings(program.frozen))
+    started = time.perf_counter()
+    compiled = program.compile(batch)
+    compiling = time.perf_counter() - started
+    losses = []
+
+    def step() -> None:
+        nonlocal state
+        state, metrics = compiled(state, frozen, batch)
+        jax.block_until_ready(state)
+        losses.append(float(metrics["loss"]))
+
+    stamped(step, 2)
+    seconds = stamped(step, repeats)
+    sizes = flops.batch_sizes(batch)
+    counted = flops.step_flops(program.stage, model, sizes, trainable=number)
+    x = jax.random.normal(jax.random.key(0), (SIDE, SIDE))
+    products = stamped(lambda: jax.block_until_ready(x @ x), 10)
+    return {
+        "product_flops_per_s": 2 * SIDE**3 / min(products),
+        "seconds": seconds,
+        "losses": losses,
+        "memory": peak_memory_bytes(),
+        "planned_memory": measure(program, compiled).peak,
+        "compile_s": compiling,
+        "sizes": sizes._asdict(),
+        "flops": {part.name: part.total for part in counted.parts},
+        "trainable": number,
+    }
+
+
+def time_theirs(
+    small: bool, repeats: int, arrangement: Any, attention: str, compiled: bool
+) -> dict[str, Any]:
+    """The same of PyTorch."""
+    import torch
+
+    from benchmarks.torch_step import TorchVLM, inputs, make_step
+    from vtscale_jax.parallel.host import keep_freed_memory, peak_memory_bytes
+
+    keep_freed_memory()
+    torch.set_num_threads(len(os.sched_getaffinity(0)))
+    model = model_of(small)
+    theirs = TorchVLM(model, attention)
+    theirs.load(random_params(model))
+    theirs.train()  # no dropout in any of them; as one trains
+    given = inputs(four_samples(model), model.vision.tokens_per_crop)
+    step = make_step(theirs, arrangement, rate=RATE, clip=CLIP, compiled=compiled)
+    losses = []
+    started = time.perf_counter()
+    stamped(lambda: losses.append(step(given)), 2 if compiled else 1)
+    warming = time.perf_counter() - started
+    seconds = stamped(lambda: losses.append(step(given)), repeats)
+    x = torch.randn(SIDE, SIDE)
+    products = stamped(lambda: x @ x, 10)
+    return {
+        "product_flops_per_s": 2 * SIDE**3 / min(products),
+        "seconds": seconds,
+        "losses": losses,
+        "memory": peak_memory_bytes(),
+        "warm_up_s": warming,
+    }
+
+
+def child(job: Mapping[str, Any], cache: str) -> dict[str, Any]:
+    """What one process finds: its last line, which is JSON. RuntimeError, with the end
+    of what it said, when it fails, and without when it takes too long."""
+    environment = dict(os.environ, JAX_COMPILATION_CACHE_DIR=cache)
+    command = [sys.executable, "-m", "benchmarks.train_step", "--child"]
+    try:
+        done = subprocess.run(
+            [*command, json.dumps(job)],
+            env=environment,
+            cwd=Path(__file__).parents[1],
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=PATIENCE_S,
+        )
+    except subprocess.TimeoutExpired as error:
+        raise RuntimeError(f"{job} took more than {PATIENCE_S:.0f} s") from error
+    if done.returncode:
+        said = "\n".join(done.stderr.splitlines()[-15:])
+        raise RuntimeError(f"{job} ended with {done.returncode}:\n{said}")
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def run_job(job: Mapping[str, Any]) -> dict[str, Any]:
+    """A child's work."""
+    from benchmarks.step_presets import time_preset
+
+    work: dict[str, Callable[..., Any]] = {
+        "ours": time_ours,
+        "theirs": time_theirs,
+        "preset": time_preset,
+        "check": _checked,
+    }
+    options = dict(job)
+    return work[options.pop("work")](**options)
+
+
+def _checked(small: bool, attention: str) -> dict[str, Any]:
+    model = model_of(small)
+    found = equivalence(model, random_params(model), four_samples(model), attention)
+    check(found)
+    return found
+
+
+def compare(small: bool, rounds: int, repeats: int) -> dict[str, Any]:
+    """Both checked, PyTorch's fastest way chosen, and all timed in turn."""
+    with tempfile.TemporaryDirectory() as cache:
+        ways, best = _tried(small, cache)
+        job = {"work": "check", "small": small, "attention": best["attention"]}
+        same = child(job, cache)
+        worst = {part: max(r[part] for r in same.values()) for part in same["padded"]}
+        print(
+            "the same function: the largest difference from PyTorch is "
+            f"{worst['loss']:.1e} in the loss and {worst['gradient']:.1e} in gradients;"
+            f" one weight moved: {min(r['moved'] for r in same.values()):.1e}"
+        )
+        jobs: dict[str, dict[str, Any]] = {
+            "ours": {"work": "ours", "bucket": False},
+            **{
+                name: {"work": "theirs", "arrangement": name, **best}
+                for name in ARRANGEMENTS
+            },
+            "ours, bucket of a run": {"work": "ours", "bucket": True},
+        }
+        rows: dict[str, list[dict[str, Any]]] = {name: [] for name in jobs}
+        for number in range(rounds):
+            # Every other round backwards: what drifts does so for all alike.
+            for name in list(jobs)[:: -1 if number % 2 else 1]:
+                print(f"round {number + 1} of {rounds}: {name}", file=sys.stderr)
+                job = {**jobs[name], "small": small, "repeats": repeats}
+                rows[name].append(child(job, cache))
+    return _summary(rows) | {"check": same, "torch_ways": ways, "torch_way": best}
+
+
+def _tried(small: bool, cache: str) -> tuple[list[dict], dict[str, Any]]:
+    """Seconds of each way to run PyTorch's padded step, and the fastest."""
+    tried = []
+    for attention, compiled in WAYS:
+        way = {"attention": attention, "compiled": compiled}
+        job = {"work": "theirs", "arrangement": "padded", "small": small, "repeats": 1}
+        try:
+            found = child({**job, **way}, cache)
+        except RuntimeError as error:
+            if not compiled:
+                raise
+            # No compiler at hand is a property of the machine, which the row tells.
+            tried.append({**way, "failed": str(error).splitlines()[-1]})
+        else:
+            tried.append({**way, "seconds": min(found["seconds"])})
+        print("PyTorch,", ", ".join(f"{k} {v}" for k, v in tried[-1].items()))
+    best = min((way for way in tried if "seconds" in way), key=lambda w: w["seconds"])
+    return tried, {name: best[name] for name in ("attention", "compiled")}
+
+
+def _summary(rows: Mapping[str, list[dict[str, Any]]]) -> dict[str, Any]:
+    """Medians, their ratios, and the spread of these over the rounds."""
+
+    def median(name: str) -> float:
+        return statistics.median(s for row in rows[name] for s in row["seconds"])
+
+    def ratio(one: str, two: str) -> dict[str, Any]:
+        each = [
+            statistics.median(a["seconds"]) / statistics.median(b["seconds"])
+            for a, b in zip(rows[one], rows[two], strict=True)
+        ]
+        return {"ratio": median(one) / median(two), "rounds": each}
+
+    steps = {
+        name: {
+            "median_s": median(name),
+            "seconds": [row["seconds"] for row in found],
+            "memory": max(row["memory"] for row in found),
+        }
+        for name, found in rows.items()
+    }
+    mine = rows["ours"][0]
+    ratios = {
+        "padded / ours": ratio("padded", "ours"),
+        "packed / ours": ratio("packed", "ours"),
+        "frugal / ours": ratio("frugal", "ours"),
+        "padded / ours, bucket of a run": ratio("padded", "ours, bucket of a run"),
+    }
+    split = {
+        "packed crops": ratio("padded", "packed"),
+        "logits at loss positions": ratio("packed", "frugal"),
+        "the rest": ratio("frugal", "ours"),
+    }
+    total = sum(mine["flops"].values())
+    products = {
+        who: max(row["product_flops_per_s"] for name in names for row in rows[name])
+        for who, names in (("ours", ["ours"]), ("PyTorch", ARRANGEMENTS))
+    }
+    return {
+        "steps": steps,
+        "ratios": ratios,
+        "split": split,
+        "sizes": mine["sizes"],
+        "trainable": mine["trainable"],
+        "flops": mine["flops"],
+        "flops_per_s": total / steps["ours"]["median_s"],
+        "product_flops_per_s": products,
+        "planned_memory": mine["planned_memory"],
+        "compile_s": [row["compile_s"] for row in rows["ours"]],
+        "target": TARGET,
+        "aim": AIM,
+        "ok": ratios["padded / ours"]["ratio"] >= TARGET,
+    }
+
+
+def show(result: Mapping[str, Any]) -> None:
+    """The comparison as a table."""
+    print(f"\n{'':<24}{'step':>9}{'memory':>10}{'all / ours':>12}")
+    mine = result["steps"]["ours"]["median_s"]
+    for name, row in result["steps"].items():
+        times = f"{row['median_s']:>8.2f}s{row['memory'] / 2**30:>7.1f} GiB"
+        print(f"{name:<24}{times}{row['median_s'] / mine:>12.2f}")
+    print(f"\n{'the gain of ours over padded':<34}{'factor':>8}   rounds")
+    for name, found in {**result["split"], **result["ratios"]}.items():
+        rounds = ", ".join(f"{each:.2f}" for each in found["rounds"])
+        print(f"{name:<34}{found['ratio']:>8.2f}   {rounds}")
+    products = result["product_flops_per_s"]
+    print(
+        f"ours computes {result['flops_per_s'] / 1e9:.0f} GFLOP/s (attention counted "
+        f"whole); products of matrices of side {SIDE}: "
+        + ", ".join(f"{who} {rate / 1e9:.0f} GFLOP/s" for who, rate in products.items())
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--small", action="store_true", help="tiny sizes, a quick try")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--repeats", type=int, help="timed steps of each process")
+    parser.add_argument("--preset", help="ours alone at a preset's sizes")
+    parser.add_argument("--stage", default="finetune", help="stages, by commas")
+    parser.add_argument("--num_queries", default="256", help="values of M, by commas")
+    parser.add_argument("--batch_size", type=int, help="samples on this device")
+    parser.add_argument("--turns", type=int, default=2)
+    parser.add_argument("--question", type=int, default=32, help="tokens of each")
+    parser.add_argument("--answer", type=int, default=96, help="tokens of each")
+    parser.add_argument(
+        "--remat", action=argparse.BooleanOptionalAction, help="default: the preset's"
+    )
+    parser.add_argument("--mfu", action="store_true", help="share of the peak")
+    parser.add_argument("--out", type=Path, help="also write the JSON here")
+    parser.add_argument("--child", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.child:
+        print(json.dumps(run_job(json.loads(options.child))))
+    elif options.preset:
+        from benchmarks.step_presets import measure_presets
+
+        rows = measure_presets(options, child)
+        record.finish("train_step_presets", {"rows": rows}, options.out)
+    else:
+        result = compare(options.small, options.rounds, options.repeats or 2)
+        show(result)
+        model = dataclasses.asdict(model_of(options.small))
+        result = {"model": model, "images": IMAGES, "turns": TURNS, **result}
+        record.finish(
+            "train_step", result, options.out, packages=["torch", "transformers"]
+        )
+
+
+if __name__ == "__main__":
+    main()
