@@ -20,6 +20,7 @@ import jax
 from vtscale_jax.compilation import CompileClock
 from vtscale_jax.cost import flops, peak
 from vtscale_jax.metrics import Throughput
+from vtscale_jax.parallel import host
 from vtscale_jax.parallel.plans.plan import measure
 from vtscale_jax.prepare import count
 from vtscale_jax.program import Program
@@ -41,8 +42,11 @@ class CompiledSteps:
     """The train steps of a run, one for each shape of its batches. `memory` is what the
     largest of them takes on a device, in bytes, as the compiler says."""
 
-    def __init__(self, program: Program, accumulation: int) -> None:
+    def __init__(
+        self, program: Program, accumulation: int, say: Callable[[str], object] = print
+    ) -> None:
         self._program = program
+        self._say = say
         self._accumulation = accumulation
         self._found: dict[tuple, CompiledStep] = {}
         self.memory = 0
@@ -55,7 +59,17 @@ class CompiledSteps:
         """Compiles the step for batches of these shapes."""
         program = self._program
         compiled = program.compile(batch)
-        self.memory = max(self.memory, measure(program, compiled).peak)
+        needs = measure(program, compiled)
+        self.memory = max(self.memory, needs.peak)
+        temporaries = needs.gradients + needs.activations
+        if jax.default_backend() == "cpu" and temporaries > host.LARGE:
+            host.give_back_large_blocks()
+            if not host.has_huge_pages():
+                self._say(
+                    f"A step takes {temporaries / 2**30:.1f} GiB and returns them. On "
+                    "Linux it is faster in huge pages: start it with "
+                    f"GLIBC_TUNABLES={host.HUGE_PAGES} in the environment."
+                )
 
         def needed(attention: flops.Attention) -> int:
             return flops.step_flops(

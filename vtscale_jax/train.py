@@ -174,7 +174,7 @@ def train(
         )
         rate = learning_rate(run.optim)
         pace = stack.enter_context(Pace(at_most))
-        steps = CompiledSteps(program, run.optim.accumulation)
+        steps = CompiledSteps(program, run.optim.accumulation, say)
         pending: list[tuple[Step, dict]] = []
 
         def due(step: Step) -> bool:

@@ -11,6 +11,10 @@ _GPU_VARIABLES = ("XLA_CLIENT_MEM_FRACTION", "XLA_PYTHON_CLIENT_MEM_FRACTION")
 
 # glibc's mallopt parameters (malloc.h).
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -2, -4, -8
+_M_MMAP_THRESHOLD = -3
+# Has glibc (2.35 or later) ask for pages of 2 MiB; read when a process starts.
+HUGE_PAGES = "glibc.malloc.hugetlb=1"
+LARGE = 2**30  # bytes of a step's temporaries that the heap is no good place for
 
 
 def keep_freed_memory() -> bool:
@@ -19,10 +23,11 @@ def keep_freed_memory() -> bool:
     XLA's CPU backend allocates and frees its temporaries in every step; glibc returns
     large ones at once, so that each step pays for its page faults anew
     (`benchmarks/allocator.py` measures what keeping them is worth). For CPU training on
-    Linux with glibc; elsewhere it does nothing and returns False. Call it at the start
-    of a program, before threads exist.
+    Linux with glibc; elsewhere it does nothing and returns False, and so it does where
+    the environment asks for huge pages, of which few are faulted in. Call it at the
+    start of a program, before threads exist.
     """
-    if not sys.platform.startswith("linux") or "glibc" not in _libc_version():
+    if not _has_glibc() or has_huge_pages():
         return False
     mallopt = ctypes.CDLL(None).mallopt
     settings = (
@@ -32,6 +37,29 @@ def keep_freed_memory() -> bool:
         (_M_ARENA_MAX, 1),  # one heap: a thread's own arena cannot grow beyond 64 MiB
     )
     return all(mallopt(name, value) == 1 for name, value in settings)
+
+
+def give_back_large_blocks() -> bool:
+    """After `keep_freed_memory`: blocks of 32 MiB or more are returned again.
+
+    For steps with temporaries of more than `LARGE`. A heap that keeps so large a block
+    grows to two or three times of it: a small allocation in its place, or a step that
+    begins before the last one's block is free, and the next does not fit.
+    """
+    if not _has_glibc():
+        return False
+    mallopt = ctypes.CDLL(None).mallopt
+    settings = ((_M_MMAP_MAX, 2**16), (_M_MMAP_THRESHOLD, 2**25))
+    return all(mallopt(name, value) == 1 for name, value in settings)
+
+
+def has_huge_pages() -> bool:
+    """Whether the environment asks malloc for huge pages."""
+    return HUGE_PAGES in os.environ.get("GLIBC_TUNABLES", "")
+
+
+def _has_glibc() -> bool:
+    return sys.platform.startswith("linux") and "glibc" in _libc_version()
 
 
 def take_gpu_memory() -> None:
