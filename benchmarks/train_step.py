@@ -14,13 +14,19 @@ its three arrangements differ); the faster of two kinds of attention, compiled o
 counts. Before the rounds both must give the same loss within 1e-5 and the same
 gradients within 1e-4 of their size; and another loss when one weight is moved.
 
-What is compared takes turns in processes of its own, each warmed up, and malloc keeps
-freed memory in all of them; the median over all steps of all rounds counts, and a ratio
-above 1 means that ours is faster. The gain is split: padded / packed is due to crops,
-packed / frugal to logits at loss positions only, frugal / ours to the rest; their
-product is padded / ours. How fast both multiply large matrices is measured too, since
-the rest depends on it most: PyTorch's wheels multiply by Intel's MKL, which does not
-use all of an AMD processor, and JAX's by YNNPACK.
+What is compared takes turns in processes of its own, each warmed up; the median over
+all steps of all rounds counts, and a ratio above 1 means that ours is faster. The gain
+is split: padded / packed is due to crops, packed / frugal to logits at loss positions
+only, frugal / ours to the rest; their product is padded / ours. How fast both multiply
+large matrices is measured too, since the rest depends on it most: PyTorch's wheels
+multiply by Intel's MKL, which does not use all of an AMD processor, and JAX's by
+YNNPACK.
+
+Memory: every process may use huge pages (GLIBC_TUNABLES=glibc.malloc.hugetlb=1, which
+takes Linux with glibc 2.35). Ours takes 6 GiB for a step and gives them back; in small
+pages that is 1.6 million page faults a step, 3 to 5 s of the processor. PyTorch is
+timed so too, and with malloc keeping freed memory beside, by which it gains a sixth.
+Training says so where a step is that large (`pace.CompiledSteps`).
 
 How typical the batch is: images of 640×480, 640×426, 1000×400 and 1500×2000 pixels have
 10, 7, 9 and 10 views of at most 10, as `views.num_views` says. Photographs and pages of
@@ -69,6 +75,7 @@ TOLERANCE = {"loss": 1e-5, "gradient": 1e-4}
 TARGET, AIM = 1.2, 2.0
 WAYS = (("sdpa", False), ("eager", False), ("sdpa", True))  # attention, compiled
 PATIENCE_S = 1500.0  # with one process; compiling so many layers takes minutes
+HUGE_PAGES = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}
 SIDE = 2048  # of the matrices whose product is timed
 
 
@@ -248,20 +255,22 @@ def stamped(step: Callable[[], Any], repeats: int) -> list[float]:
     return times
 
 
-def time_ours(small: bool, repeats: int, bucket: bool) -> dict[str, Any]:
-    """Seconds of our steps after two to warm up; in the bucket that a run has for the
-    batch, or in a batch of its very size."""
+def time_ours(
+    small: bool, repeats: int, bucket: bool = False
+) -> dict[str, Any]:
+    """Seconds of our steps after two to warm up; in the `bucket` that a run has for the
+    batch, or in a batch of its very size.
+    """
     import jax
 
     from vtscale_jax import paths
     from vtscale_jax.cost import flops
-    from vtscale_jax.parallel.host import keep_freed_memory, peak_memory_bytes
+    from vtscale_jax.parallel.host import peak_memory_bytes
     from vtscale_jax.parallel.mesh import feed, place
     from vtscale_jax.parallel.plans.plan import measure
     from vtscale_jax.program import shardings
     from vtscale_jax.types import WHOLE
 
-    keep_freed_memory()
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     model = model_of(small)
     program = program_of(model)
@@ -310,7 +319,7 @@ def time_theirs(
     from benchmarks.torch_step import TorchVLM, inputs, make_step
     from vtscale_jax.parallel.host import keep_freed_memory, peak_memory_bytes
 
-    keep_freed_memory()
+    keep_freed_memory(in_huge_pages=True)  # it is faster so by a sixth
     torch.set_num_threads(len(os.sched_getaffinity(0)))
     model = model_of(small)
     theirs = TorchVLM(model, attention)
@@ -337,7 +346,7 @@ def time_theirs(
 def child(job: Mapping[str, Any], cache: str) -> dict[str, Any]:
     """What one process finds: its last line, which is JSON. RuntimeError, with the end
     of what it said, when it fails, and without when it takes too long."""
-    environment = dict(os.environ, JAX_COMPILATION_CACHE_DIR=cache)
+    environment = {**os.environ, **HUGE_PAGES, "JAX_COMPILATION_CACHE_DIR": cache}
     command = [sys.executable, "-m", "benchmarks.train_step", "--child"]
     try:
         done = subprocess.run(
@@ -391,7 +400,7 @@ def compare(small: bool, rounds: int, repeats: int) -> dict[str, Any]:
             f" one weight moved: {min(r['moved'] for r in same.values()):.1e}"
         )
         jobs: dict[str, dict[str, Any]] = {
-            "ours": {"work": "ours", "bucket": False},
+            "ours": {"work": "ours"},
             **{
                 name: {"work": "theirs", "arrangement": name, **best}
                 for name in ARRANGEMENTS
@@ -454,7 +463,11 @@ def _summary(rows: Mapping[str, list[dict[str, Any]]]) -> dict[str, Any]:
         "padded / ours": ratio("padded", "ours"),
         "packed / ours": ratio("packed", "ours"),
         "frugal / ours": ratio("frugal", "ours"),
-        "padded / ours, bucket of a run": ratio("padded", "ours, bucket of a run"),
+        **{
+            f"padded / {name}": ratio("padded", name)
+            for name in rows
+            if name.startswith("ours, ")
+        },
     }
     split = {
         "packed crops": ratio("padded", "packed"),
@@ -485,15 +498,15 @@ def _summary(rows: Mapping[str, list[dict[str, Any]]]) -> dict[str, Any]:
 
 def show(result: Mapping[str, Any]) -> None:
     """The comparison as a table."""
-    print(f"\n{'':<24}{'step':>9}{'memory':>10}{'all / ours':>12}")
+    print(f"\n{'':<26}{'step':>9}{'memory':>10}{'all / ours':>12}")
     mine = result["steps"]["ours"]["median_s"]
     for name, row in result["steps"].items():
         times = f"{row['median_s']:>8.2f}s{row['memory'] / 2**30:>7.1f} GiB"
-        print(f"{name:<24}{times}{row['median_s'] / mine:>12.2f}")
-    print(f"\n{'the gain of ours over padded':<34}{'factor':>8}   rounds")
+        print(f"{name:<26}{times}{row['median_s'] / mine:>12.2f}")
+    print(f"\n{'the gain of ours over padded':<36}{'factor':>8}   rounds")
     for name, found in {**result["split"], **result["ratios"]}.items():
         rounds = ", ".join(f"{each:.2f}" for each in found["rounds"])
-        print(f"{name:<34}{found['ratio']:>8.2f}   {rounds}")
+        print(f"{name:<36}{found['ratio']:>8.2f}   {rounds}")
     products = result["product_flops_per_s"]
     print(
         f"ours computes {result['flops_per_s'] / 1e9:.0f} GFLOP/s (attention counted "

@@ -17,17 +17,17 @@ HUGE_PAGES = "glibc.malloc.hugetlb=1"
 LARGE = 2**30  # bytes of a step's temporaries that the heap is no good place for
 
 
-def keep_freed_memory() -> bool:
+def keep_freed_memory(*, in_huge_pages: bool = False) -> bool:
     """Makes malloc keep freed memory instead of returning it to the system.
 
     XLA's CPU backend allocates and frees its temporaries in every step; glibc returns
     large ones at once, so that each step pays for its page faults anew
     (`benchmarks/allocator.py` measures what keeping them is worth). For CPU training on
     Linux with glibc; elsewhere it does nothing and returns False, and so it does where
-    the environment asks for huge pages, of which few are faulted in. Call it at the
-    start of a program, before threads exist.
+    the environment asks for huge pages, of which few are faulted in (unless
+    `in_huge_pages`). Call it at the start of a program, before threads exist.
     """
-    if not _has_glibc() or has_huge_pages():
+    if not _has_glibc() or (has_huge_pages() and not in_huge_pages):
         return False
     mallopt = ctypes.CDLL(None).mallopt
     settings = (
