@@ -255,9 +255,7 @@ def stamped(step: Callable[[], Any], repeats: int) -> list[float]:
     return times
 
 
-def time_ours(
-    small: bool, repeats: int, bucket: bool = False
-) -> dict[str, Any]:
+def time_ours(small: bool, repeats: int, bucket: bool = False) -> dict[str, Any]:
     """Seconds of our steps after two to warm up; in the `bucket` that a run has for the
     batch, or in a batch of its very size.
     """
