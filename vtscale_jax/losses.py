@@ -99,7 +99,7 @@ def align_loss(
 
 class AnswerTerms(NamedTuple):
     """Mean cross-entropy over answer tokens, their number, and how many of them the
-    model would have chosen (had no more likely token)."""
+    model would have chosen (of equally likely ones, none)."""
 
     loss: Float[Array, ""]
     count: Int[Array, ""]
@@ -122,6 +122,7 @@ def answer_loss(
     count = jnp.sum(mask)
     # Not by argmax, which XLA's CPU backend computes one number at a time: over a wide
     # vocabulary that takes longer than all the rest of the loss.
-    correct = jnp.sum((picked >= jnp.max(logits, axis=-1)) & mask)
+    as_likely = jnp.sum(logits >= picked[..., None], axis=-1)  # itself among them
+    correct = jnp.sum((as_likely == 1) & mask)
     loss = jnp.sum(losses, where=mask) / jnp.maximum(count, 1)
     return AnswerTerms(loss, count, correct)
