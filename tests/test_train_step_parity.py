@@ -52,7 +52,7 @@ def test_views_that_fill_a_bucket_change_nothing(model, params):
         *("llm/embed", "llm/blocks/down/kernel"),
     ],
 )
-def test_one_weight_moved_by_a_hundredth_is_another_model(model, params, path):
+def test_one_weight_moved_by_a_tenth_is_another_model(model, params, path):
     """Negative control: the loss sees every part of the model, on either side."""
     import torch
 
@@ -62,13 +62,13 @@ def test_one_weight_moved_by_a_hundredth_is_another_model(model, params, path):
     batch = train_step.four_samples(model)
     given = inputs(batch, model.vision.tokens_per_crop)
     moved = dict(paths.flatten(params))
-    moved[path] = 1.01 * moved[path]
+    moved[path] = 1.1 * moved[path]
     losses = []
     for tree in (params, paths.unflatten(moved)):
         theirs.load(tree)
         with torch.no_grad():
             losses.append(float(theirs(given, "frugal")))
-    assert abs(losses[0] - losses[1]) > 2 * train_step.TOLERANCE["loss"]
+    assert abs(losses[0] - losses[1]) > 10 * train_step.TOLERANCE["loss"]
 
 
 def test_another_function_is_not_timed(model, params):
