@@ -12,13 +12,12 @@ without it.
 
 import datetime
 import json
-import os
-import platform
 from collections.abc import Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from vtscale_jax.machine import memory_bytes, num_cores, processor
 from vtscale_jax.run_folder import code_version, versions, write_whole
 
 HEADER = ("benchmark", "device", "versions", "code", "date")
@@ -96,17 +95,9 @@ def device() -> dict[str, Any]:
         "kind": jax.devices()[0].device_kind,
         "count": jax.device_count(),
         "processor": processor(),
-        "cores": len(os.sched_getaffinity(0)),
-        "memory": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
+        "cores": num_cores(),
+        "memory": memory_bytes(),
     }
-
-
-def processor() -> str:
-    """The processor's name as Linux has it, or its architecture where it has none."""
-    cpuinfo = Path("/proc/cpuinfo")
-    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
-    names = (line.partition(":")[2] for line in lines if line.startswith("model name"))
-    return next(names, "").strip() or platform.machine()
 
 
 def as_json(name: str, result: Any) -> str:

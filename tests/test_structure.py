@@ -47,7 +47,8 @@ ENTRY = (
     *("next_commands", "pace", "train"),
     *("stream", "conversation", "trained", "ask", "heldout", "baseline"),
 )
-SPINE = (HOST[0], "paths", "config_files", "devices", *HOST[1:], *DEVICE, *ENTRY)
+BARE = ("paths", "config_files", "devices", "machine")  # import nothing of ours
+SPINE = (HOST[0], *BARE, *HOST[1:], *DEVICE, *ENTRY)
 RIBS = (
     *("embedded", "weights", "report", "parallel", "eval"),
     *("data", "divergence", "scaling", "cost", "sweep"),

@@ -4,10 +4,10 @@ import hashlib
 import os
 import platform
 import time
-from pathlib import Path
 
 import jax
 
+from vtscale_jax.machine import processor_lines
 from vtscale_jax.weights.fetch import cache_folder
 
 
@@ -25,10 +25,8 @@ def keep_compiled() -> None:
 
 def _processor() -> str:
     """A name for this machine's kind of processor and what it can do."""
-    cpuinfo = Path("/proc/cpuinfo")
-    lines = cpuinfo.read_text().splitlines() if cpuinfo.is_file() else []
-    said = {line for line in lines if line.startswith(("flags", "model name"))}
-    text = "\n".join([platform.processor(), *sorted(said)])
+    said = processor_lines("flags", "model name")
+    text = "\n".join([platform.processor(), *said])
     return f"{platform.machine()}-{hashlib.sha256(text.encode()).hexdigest()[:12]}"
 
 

@@ -59,53 +59,61 @@ class TPU(Chip):
     megacore: bool = False
 
 
-def _gpu_config(**values: int | float) -> tuple[tuple[str, int | float], ...]:
-    same = {
-        "threads_per_block_limit": 1024,
-        "threads_per_warp": 32,
-        "shared_memory_per_block": 49152,
-        "threads_per_core_limit": 2048,
-        "block_dim_limit_x": 2147483647,
-        "block_dim_limit_y": 65535,
-        "block_dim_limit_z": 65535,
-        "registers_per_core_limit": 65536,
-        "registers_per_block_limit": 65536,
-    }
-    return tuple({**same, **values}.items())
+# Fields of `GpuDeviceInfoProto`: what all these GPUs have alike, and each family.
+_ALL = {
+    "threads_per_block_limit": 1024,
+    "threads_per_warp": 32,
+    "shared_memory_per_block": 49152,
+    "threads_per_core_limit": 2048,
+    "block_dim_limit_x": 2147483647,
+    "block_dim_limit_y": 65535,
+    "block_dim_limit_z": 65535,
+    "registers_per_core_limit": 65536,
+    "registers_per_block_limit": 65536,
+}
+_AMPERE = _ALL | {
+    "shared_memory_per_core": 167936,
+    "shared_memory_per_block_optin": 166912,
+    "core_count": 108,
+    "fpus_per_core": 64,
+    "l2_cache_size": 41943040,
+    "clock_rate_ghz": 1.41,
+}
+_HOPPER = _ALL | {
+    "shared_memory_per_core": 233472,
+    "shared_memory_per_block_optin": 232448,
+    "core_count": 132,
+    "fpus_per_core": 128,
+    "l2_cache_size": 52428800,
+    "clock_rate_ghz": 1.98,
+}
 
 
-def _a100(memory: int, bandwidth: float) -> tuple[tuple[str, int | float], ...]:
-    return _gpu_config(
-        shared_memory_per_core=167936,
-        shared_memory_per_block_optin=166912,
-        core_count=108,
-        fpus_per_core=64,
-        l2_cache_size=41943040,
-        clock_rate_ghz=1.41,
-        memory_bandwidth=int(bandwidth),
-        device_memory_size=memory,
-    )
-
-
-def _hopper(name: str, memory: int, bandwidth: float) -> GPU:
+def _gpu(
+    name: str,
+    family: dict[str, int | float],
+    capability: tuple[int, int],
+    memory: int,
+    **rates: float,
+) -> GPU:
+    own = {"memory_bandwidth": int(rates["bandwidth"]), "device_memory_size": memory}
     return GPU(
         name,
         memory=int(GPU_MEMORY_SHARE * memory),
-        flops=989e12,
-        bandwidth=bandwidth,
-        link=450e9,
-        config=_gpu_config(
-            shared_memory_per_core=233472,
-            shared_memory_per_block_optin=232448,
-            core_count=132,
-            fpus_per_core=128,
-            l2_cache_size=52428800,
-            clock_rate_ghz=1.98,
-            memory_bandwidth=int(bandwidth),
-            device_memory_size=memory,
-        ),
-        capability=(9, 0),
+        **rates,
+        config=tuple((family | own).items()),
+        capability=capability,
     )
+
+
+def _a100(name: str, memory: int, bandwidth: float) -> GPU:
+    rates = {"flops": 312e12, "bandwidth": bandwidth, "link": 300e9}
+    return _gpu(name, _AMPERE, (8, 0), memory, **rates)
+
+
+def _hopper(name: str, memory: int, bandwidth: float) -> GPU:
+    rates = {"flops": 989e12, "bandwidth": bandwidth, "link": 450e9}
+    return _gpu(name, _HOPPER, (9, 0), memory, **rates)
 
 
 # Memory: what the driver reports to XLA for these cards (`device_memory_size` of the
@@ -114,22 +122,8 @@ def _hopper(name: str, memory: int, bandwidth: float) -> GPU:
 # bandwidths and NVLink (one direction, all links): NVIDIA's data sheets of the SXM
 # modules.
 GPUS = {
-    "a100-40gb": GPU(
-        "NVIDIA A100-SXM4-40GB",
-        memory=int(GPU_MEMORY_SHARE * 42331013120),
-        flops=312e12,
-        bandwidth=1555e9,
-        link=300e9,
-        config=_a100(42331013120, 1555e9),
-    ),
-    "a100-80gb": GPU(
-        "NVIDIA A100-SXM4-80GB",
-        memory=int(GPU_MEMORY_SHARE * 85100068864),
-        flops=312e12,
-        bandwidth=2039e9,
-        link=300e9,
-        config=_a100(85100068864, 2039e9),
-    ),
+    "a100-40gb": _a100("NVIDIA A100-SXM4-40GB", 42331013120, 1555e9),
+    "a100-80gb": _a100("NVIDIA A100-SXM4-80GB", 85100068864, 2039e9),
     "h100": _hopper("NVIDIA H100 80GB HBM3", 84942979072, 3352e9),
     "h200": _hopper("NVIDIA H200", 150120431616, 4800e9),
 }

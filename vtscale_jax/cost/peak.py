@@ -9,7 +9,6 @@ well. Measure with the machine otherwise idle; another busy program lowers it.
 
 import functools
 import math
-import os
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -19,6 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from vtscale_jax import machine
 from vtscale_jax.devices import Chip, known
 
 SHEET, MEASURED = "data sheet", "measured"
@@ -95,7 +95,7 @@ def measured(dtype: str) -> Peak:
         product_speed(dtype),
         stream_speed(),
         chip.cache if chip else _cache_bytes() if device.platform == "cpu" else 0,
-        _memory_bytes(device),
+        machine.device_memory(device),
         MEASURED,
     )
 
@@ -160,20 +160,9 @@ def fastest(program: Callable[[Any], Any], x: Any) -> float:
     return best
 
 
-def _memory_bytes(device: Any) -> int:
-    stats = device.memory_stats() or {}
-    if "bytes_limit" in stats:
-        return int(stats["bytes_limit"])
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-
-
 def processor() -> str:
-    """The processor and how many of its cores there are, where Linux says so."""
-    cores = len(os.sched_getaffinity(0))
-    file = Path("/proc/cpuinfo")
-    lines = file.read_text().splitlines() if file.is_file() else []
-    named = [line.partition(":")[2].strip() for line in lines if "model name" in line]
-    return f"{named[0] if named else 'CPU'}, {cores} cores"
+    """The processor and how many of its cores there are."""
+    return f"{machine.processor()}, {machine.num_cores()} cores"
 
 
 def _cache_bytes() -> int:

@@ -13,23 +13,13 @@ def read_config(words: str, overrides: Sequence[str] = ()) -> Any:
 
     Sizes are those that the config states, whether its weights are at hand or not.
     """
-    from absl import flags
-    from ml_collections import config_flags
+    from vtscale_jax import config_files, settings
 
-    from vtscale_jax import settings
-
-    values = flags.FlagValues()
-    given = ["cost", f"--config={words}", *overrides]
-    holder = config_flags.DEFINE_config_file(
-        "config", flag_values=values, sys_argv=given
-    )
     try:
-        values(given)
-        config: Any = holder.value.copy_and_resolve_references()
-    except (AttributeError, flags.Error, OSError, TypeError, ValueError) as error:
-        told = " ".join(str(error).split())
+        config = config_files.read_config([f"--config={words}", *overrides])
+    except ValueError as error:
         raise ValueError(
-            f"--config {words}: {told}\nGive a config of this repository, like "
+            f"--config {words}: {error}\nGive a config of this repository, like "
             "configs/m256.py:paper"
         ) from error
     if "num_queries" not in config:

@@ -10,10 +10,9 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from absl import flags
-from ml_collections import ConfigDict, config_flags
+from ml_collections import ConfigDict
 
-from vtscale_jax import settings
+from vtscale_jax import config_files, settings
 from vtscale_jax.assemble import assemble, open_source, probed
 from vtscale_jax.collate import BatchSpec, blank_batch
 from vtscale_jax.devices import GPU
@@ -84,20 +83,11 @@ def plan_command(
 
 
 def read_config(words: Sequence[str]) -> ConfigDict:
-    """The config that `--config=FILE:PRESETS --config.field=value …` mean.
-
-    PlanError for a file, preset or field that there is not.
-    """
-    values = flags.FlagValues()
-    argv = ["plan", *words]
-    holder = config_flags.DEFINE_config_file(
-        "config", flag_values=values, sys_argv=argv
-    )
+    """`config_files.read_config`, with a PlanError for what there is not."""
     try:
-        values(argv)
-    except (AttributeError, flags.Error, OSError, ValueError) as error:
-        raise PlanError(f"--config: {' '.join(str(error).split())}") from error
-    return copy.deepcopy(holder.value).copy_and_resolve_references()
+        return config_files.read_config(words)
+    except ValueError as error:
+        raise PlanError(f"--config: {error}") from error
 
 
 class Job:

@@ -19,6 +19,7 @@ import jax
 from jax.experimental import topologies
 
 from vtscale_jax.devices import GPU, GPUS, TPU, TPUS, Chip, known
+from vtscale_jax.machine import device_memory
 from vtscale_jax.parallel.plans.quiet import stderr_held_back
 
 # Autotuning runs kernels, for which there is no GPU, and without it XLA's own (Triton)
@@ -85,12 +86,7 @@ def here() -> Topology:
     known, and no time can be predicted."""
     devices = jax.devices()
     kind = str(devices[0].device_kind)
-    stats = jax.local_devices()[0].memory_stats() or {}
-    if "bytes_limit" in stats:
-        memory = int(stats["bytes_limit"])
-    else:  # a CPU: its share of the machine's
-        pages = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-        memory = pages // jax.local_device_count()
+    memory = device_memory(jax.local_devices()[0], jax.local_device_count())
     chip = known(kind) or Chip(kind, memory, math.nan, math.nan, math.nan)
     chip = dataclasses.replace(chip, memory=memory)
     return Topology(f"here: {len(devices)} × {kind}", chip, len(devices))
