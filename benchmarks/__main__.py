@@ -32,6 +32,7 @@ MINUTES = {
     "int8": "2",
     "latency": "10",
     "loader": "4",
+    "run_memory": "3",
     "scaling_coverage": "60",
     "short_run": "1",
     "token_reduction": "45",

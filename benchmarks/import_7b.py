@@ -31,6 +31,7 @@ import ml_dtypes
 import numpy as np
 
 from benchmarks import record
+from benchmarks.resident import resident
 
 ROOT = Path(__file__).resolve().parent.parent
 WIDTH, MLP, WORDS = 4096, 11008, 32000
@@ -116,14 +117,6 @@ def make_checkpoint(folder: Path, layers: int) -> int:
     return total
 
 
-def memory(field: str) -> int:
-    """A line of /proc/self/status in bytes: VmRSS now, VmHWM at its highest."""
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith(f"{field}:"):
-            return int(line.split()[1]) * 1024
-    raise ValueError(f"/proc/self/status has no {field}; this benchmark needs Linux")
-
-
 def available() -> int:
     """Bytes of memory that can be had without swapping."""
     lines = Path("/proc/meminfo").read_text().splitlines()
@@ -149,7 +142,7 @@ def measure(folder: Path, layers: int, way: str) -> dict[str, Any]:
     )
     spec = jax.sharding.PartitionSpec()
     shardings = dict.fromkeys(shapes, jax.sharding.NamedSharding(mesh, spec))
-    start, before = time.perf_counter(), memory("VmRSS")
+    start, before = time.perf_counter(), resident()
     source = open_tensors(folder)
     if way == "streamed":
         tree = import_tree(
@@ -160,7 +153,7 @@ def measure(folder: Path, layers: int, way: str) -> dict[str, Any]:
         host = import_tree(LLM_LAYOUT, held, targets, dtype="bfloat16")
         tree = jax.device_put(host, paths.unflatten(shardings))
     jax.block_until_ready(tree)
-    seconds, peak = time.perf_counter() - start, memory("VmHWM")
+    seconds, peak = time.perf_counter() - start, resident("VmHWM")
     loaded = sum(leaf.nbytes for leaf in jax.tree.leaves(tree))
     checked = check(paths.flatten(tree), layers)
     return {

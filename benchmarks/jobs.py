@@ -10,6 +10,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 NO_GPU = "no GPU at hand"
+# Of steps at the paper's shapes: what fits into 139 GiB (`results/plan_h200.json`).
+REMAT = "selective,vision"
 FOLDER = "{folder}"  # in a command: an empty folder of the job, beside its log
 QUERIES = "1,8,16,32,64,128,256,384,512,768"
 
@@ -39,12 +41,17 @@ class Job(NamedTuple):
     elsewhere: str
 
 
-def _paper_step(stage: str, num_queries: int, asked: str) -> Job:
+def _paper_step(
+    stage: str, num_queries: int, asked: str, *, attention: str = ""
+) -> Job:
     words = ("benchmarks/train_step.py", "--preset", "paper", "--mfu", "--stage", stage)
+    words += ("--num_queries", str(num_queries), "--remat", REMAT)
+    words += ("--attention", attention) if attention else ()
     return Job(
-        f"paper_step_{stage}_m{num_queries}",
-        f"a step of {stage} at the paper's shapes, M = {num_queries}: MFU, memory",
-        {"gpu": Run((*words, "--num_queries", str(num_queries)), 90, asked=asked)},
+        "_".join(filter(None, ["paper_step", stage, f"m{num_queries}", attention])),
+        f"a step of {stage} at the paper's shapes, M = {num_queries}"
+        f"{attention and ', attention by '}{attention}: MFU, memory",
+        {"gpu": Run(words, 90, asked=asked)},
         NO_GPU,
     )
 
@@ -81,6 +88,9 @@ JOBS = (
         },
         NO_GPU,
     ),
+    _paper_step(
+        *("finetune", 256, "MFU, beside that of XLA's attention"), attention="cudnn"
+    ),
     _paper_step("finetune", 768, "MFU"),
     Job(
         "smol_run",
@@ -91,6 +101,25 @@ JOBS = (
                 75,
                 asked="the loss falls; at most 2 % of the time waits for data",
             )
+        },
+        NO_GPU,
+    ),
+    Job(
+        "run_memory",
+        "memory of a run's train step beside its plan, embedded and SmolLM2",
+        {
+            "cpu": Run(
+                ("benchmarks/run_memory.py",), 900, ("--config=configs/m16.py",)
+            ),
+            "gpu": Run(
+                (
+                    "benchmarks/run_memory.py",
+                    *("--config", "configs/m256.py"),
+                    *("--config", "configs/m64.py:smol,stage=finetune"),
+                ),
+                60,
+                asked="as planned",
+            ),
         },
         NO_GPU,
     ),

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from vtscale_jax.buckets import fit_buckets
 from vtscale_jax.collate import PACKED_AXES, BatchSpec, Encoded, collate, needs_of
 from vtscale_jax.tokens import QueryLayout
 from vtscale_jax.types import Batch, Kind, TokenSequence
@@ -97,21 +98,28 @@ def batch_of(
     *,
     num_queries: int,
     seed: int = 0,
-    crops: int | None = None,
+    most_crops: int | None = None,
 ) -> Batch:
     """A batch of these conversations on the host, of exactly the size they take.
 
-    `crops` makes the vision tower's batch larger than they need, as a bucket does.
+    With `most_crops`, the most that a sample of a run can have, it is of the size that
+    a run has for them: `fit_buckets` of these samples, with its headroom for longer
+    texts.
     """
     rng = np.random.default_rng(seed)
     layout = QueryLayout(num_queries, first_query_id=model.fusion.vocab_size)
     samples = [sample(talk, model, layout, stage, rng) for talk in talks]
-    spec = fitting(samples, model.vision.tokens_per_crop)
+    tokens = model.vision.tokens_per_crop
+    if most_crops is None:
+        spec = fitting(samples, tokens)
+    else:
+        size = len(samples)
+        spec = fit_buckets(
+            samples, batch_size=size, tokens_per_crop=tokens, most_crops=most_crops
+        )
     if spec.answer_length:
         longest = min(spec.answer_length[0], model.text.max_length)
         spec = dataclasses.replace(spec, answer_length=(longest,))
-    if crops is not None:
-        spec = dataclasses.replace(spec, crops=(crops,))
     return collate(samples, spec)
 
 

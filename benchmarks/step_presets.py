@@ -4,7 +4,6 @@ A part of `train_step`, which has the command line.
 """
 
 import argparse
-import statistics
 import tempfile
 import time
 from collections.abc import Callable
@@ -25,7 +24,8 @@ def time_preset(
     turns: int,
     question: int,
     answer: int,
-    remat: bool | None,
+    remat: str | None,
+    attention: str | None,
     repeats: int,
     mfu: bool,
 ) -> dict[str, Any]:
@@ -43,6 +43,7 @@ def time_preset(
     from configs.base import get_config
     from vtscale_jax import settings
     from vtscale_jax.cost import flops, peak
+    from vtscale_jax.cost.timing import summary
     from vtscale_jax.optim import OptimConfig
     from vtscale_jax.parallel.mesh import feed, make_mesh
     from vtscale_jax.parallel.plans.plan import measure
@@ -55,9 +56,12 @@ def time_preset(
     config = get_config(f"m={num_queries},{preset},stage={stage}")
     if remat is not None:
         config.model.remat = remat
+    if attention is not None:
+        config.model.attention = attention
     size = batch_size or config.data.batch_size // (EIGHT if preset == "paper" else 1)
     dtypes = settings.resolve_dtypes(config, jax.default_backend())
-    model = settings.model_config(config, dtypes.compute)
+    kernel = settings.resolve_attention(config, jax.default_backend(), dtypes.compute)
+    model = settings.model_config(config, dtypes.compute, attention=kernel)
     accumulation = config.optim.accumulation
     program = Program.of(
         get_stage(stage),
@@ -70,8 +74,8 @@ def time_preset(
     talk = Conversation(1 + config.data.max_local_views, ((question, answer),) * turns)
     host_batch = batch_of([talk] * size, model, stage, num_queries=num_queries)
     batch = feed(host_batch, program.mesh, WHOLE)
-    state = program.start(_drawn(program.state.params, seed=0))
-    frozen = _drawn(program.frozen, seed=1)
+    state = program.start(drawn(program.state.params, seed=0))
+    frozen = drawn(program.frozen, seed=1)
     started = time.perf_counter()
     compiled = program.compile(batch)
     compiling = time.perf_counter() - started
@@ -97,6 +101,7 @@ def time_preset(
         pending = following
     jax.block_until_ready(pending)
     seconds = [b - a for a, b in zip(stamps, stamps[1:], strict=False)]
+    took = summary(seconds)
     loss = float(pending["loss"])
     planned = measure(program, compiled)
     sizes = flops.batch_sizes(host_batch)
@@ -115,13 +120,14 @@ def time_preset(
         "sizes": sizes._asdict(),
         "dtype": dtypes.compute,
         "remat": config.model.remat,
+        "attention": kernel,
         "accumulation": accumulation,
         "loss": loss,
         "compile_s": compiling,
         "steps": len(seconds),
-        "median_s": statistics.median(seconds),
-        "p95_s": sorted(seconds)[int(0.95 * (len(seconds) - 1))],
-        "samples_per_s": size / statistics.median(seconds),
+        "median_s": took.median,
+        "p95_s": took.p95,
+        "samples_per_s": size / took.median,
         "useful_flops": counted.useful,
         "memory": held.get("peak_bytes_in_use", host.peak_memory_bytes()),
         "memory_of": "device" if "peak_bytes_in_use" in held else "process",
@@ -139,7 +145,7 @@ def time_preset(
     return row
 
 
-def _drawn(shapes: Any, seed: int) -> Any:
+def drawn(shapes: Any, seed: int) -> Any:
     """Random weights of these shapes, dtypes and shardings, made on the device."""
     import jax
 
@@ -182,7 +188,7 @@ def measure_presets(
                         name: getattr(options, name)
                         for name in (
                             *("batch_size", "turns", "question", "answer"),
-                            *("remat", "mfu"),
+                            *("remat", "attention", "mfu"),
                         )
                     },
                 }

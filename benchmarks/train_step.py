@@ -31,8 +31,9 @@ Training says so where a step is that large (`pace.CompiledSteps`).
 How typical the batch is: images of 640×480, 640×426, 1000×400 and 1500×2000 pixels have
 10, 7, 9 and 10 views of at most 10, as `views.num_views` says. Photographs and pages of
 4:3 or squarer all have 10, those of 3:2 to 2:1 have 7, so that little is to be gained
-from not padding; text alone has none. A run's batch shapes come in few sizes, and the
-one for this mixture has room for 40 views: "ours, bucket of a run" is our step in it.
+from not padding; text alone has none. A run's batch shapes come in few sizes. The one
+for these samples has room for 40 views, and for texts a quarter longer than the longest
+where it has one size only (loss positions): "ours, bucket of a run" is our step in it.
 The conversations are three turns of a chat, one long description, four short answers,
 and two questions about a page.
 
@@ -107,8 +108,8 @@ def model_of(small: bool) -> Any:
     )
 
 
-def four_samples(model: Any, crops: int | None = None) -> Any:
-    """The batch that is compared; `crops` as in `batch_of`."""
+def four_samples(model: Any, most_crops: int | None = None) -> Any:
+    """The batch that is compared; `most_crops` as in `batch_of`."""
     from vtscale_jax.views import num_views
 
     size = model.vision.image_size
@@ -116,7 +117,9 @@ def four_samples(model: Any, crops: int | None = None) -> Any:
         Conversation(num_views(*pixels, MOST_VIEWS, size), turns)
         for pixels, turns in zip(IMAGES, TURNS, strict=True)
     ]
-    return batch_of(talks, model, "finetune", num_queries=NUM_QUERIES, crops=crops)
+    return batch_of(
+        talks, model, "finetune", num_queries=NUM_QUERIES, most_crops=most_crops
+    )
 
 
 def random_params(model: Any, seed: int = 0) -> dict[str, Any]:
@@ -272,8 +275,8 @@ def time_ours(small: bool, repeats: int, bucket: bool = False) -> dict[str, Any]
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     model = model_of(small)
     program = program_of(model)
-    crops = len(IMAGES) * (1 + MOST_VIEWS) if bucket else None
-    batch = feed(four_samples(model, crops), program.mesh, WHOLE)
+    most_crops = 1 + MOST_VIEWS if bucket else None
+    batch = feed(four_samples(model, most_crops), program.mesh, WHOLE)
     trainable, frozen = paths.partition(random_params(model), program.stage.trains)
     number = sum(leaf.size for leaf in jax.tree.leaves(trainable))
     state = program.start(trainable)
@@ -527,9 +530,10 @@ def main() -> None:
     parser.add_argument("--turns", type=int, default=2)
     parser.add_argument("--question", type=int, default=32, help="tokens of each")
     parser.add_argument("--answer", type=int, default=96, help="tokens of each")
-    parser.add_argument(
-        "--remat", action=argparse.BooleanOptionalAction, help="default: the preset's"
-    )
+    for field in ("remat", "attention"):
+        parser.add_argument(
+            f"--{field}", help=f"model.{field} of a config (default: the preset's)"
+        )
     parser.add_argument("--mfu", action="store_true", help="share of the peak")
     parser.add_argument("--out", type=Path, help="also write the JSON here")
     parser.add_argument("--child", help=argparse.SUPPRESS)

@@ -150,7 +150,11 @@ def embedded(stage: str) -> dict:
             # Of training: "xla", or a fused kernel, "cudnn" (GPU) or "splash" (TPU).
             # "auto" is "xla" everywhere until one has been measured on its device.
             "attention": "auto",
-            "remat": False,
+            # What the backward pass computes again in place of keeping it: "none",
+            # "selective" (all but products with weights), "full" (whole blocks);
+            # "selective,vision" is full for the vision tower and selective for others;
+            # "auto" is the least with which a step fits the device.
+            "remat": "none",
             "unroll": 1,
             # The frozen language model's kernels as int8: half the memory of bfloat16.
             "llm_int8": False,
@@ -218,7 +222,7 @@ def smol(stage: str) -> dict:
     return {
         "model": {
             **small,
-            "remat": True,
+            "remat": "auto",
             "llm": {
                 "vocab_size": 49152,
                 "tie_embeddings": True,
@@ -283,7 +287,7 @@ def paper(stage: str) -> dict:
             "dtype": "auto",
             "llm_param_dtype": "auto",
             "attention": "auto",
-            "remat": True,
+            "remat": "auto",
             "unroll": 1,
             # The frozen language model's kernels as int8: half the memory of bfloat16.
             "llm_int8": False,

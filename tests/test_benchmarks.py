@@ -395,7 +395,8 @@ def test_jobs_are_chosen_by_name_or_by_what_they_begin_with():
     assert every == [job.name for job in jobs.JOBS] and len(set(every)) == len(every)
     assert [job.name for job in jobs.chosen(["loader"], ())] == ["loader"]
     paper = [job.name for job in jobs.chosen(["paper_step"], ["paper_step_align"])]
-    assert paper == [f"paper_step_finetune_m{m}" for m in (256, 768, 1)]
+    every = ("m256", "m256_cudnn", "m768", "m1")
+    assert paper == [f"paper_step_finetune_{name}" for name in every]
     with pytest.raises(jobs.JobError, match="--skip has 'trains', expected some of"):
         jobs.chosen((), ["trains"])
 

@@ -207,3 +207,30 @@ def test_setting_one_field_sets_no_other():
             before["optim"]["steps"], before["num_followup_queries"] = 7, 3
             assert after == before
             assert load(16, f"{preset},stage={stage}").optim.steps != 7
+
+
+@pytest.mark.parametrize(
+    "value, expected",  # of vision, fusion, llm and text
+    [
+        ("none", ("none", "none", "none", "none")),
+        ("auto", ("none", "none", "none", "none")),  # until a run is laid out
+        ("full", ("full", "full", "full", "full")),
+        ("vision,fusion", ("full", "full", "none", "none")),
+        ("selective", ("selective", "selective", "selective", "selective")),
+        ("selective,vision", ("full", "selective", "selective", "selective")),
+    ],
+)
+def test_remat_is_chosen_tower_by_tower(value, expected):
+    config = load(16)
+    config.model.remat = value
+    model = settings.model_config(config, "float32")
+    towers = (model.vision, model.fusion, model.llm, model.text)
+    assert tuple(tower.blocks.remat for tower in towers) == expected
+
+
+@pytest.mark.parametrize("value", ["True", "vision,fusoin", "vision, fusion", ""])
+def test_a_tower_without_a_name_is_an_error(value):
+    config = load(16)
+    config.model.remat = value
+    with pytest.raises(ValueError, match="model.remat is .*expected auto, none, sel"):
+        settings.model_config(config, "float32")

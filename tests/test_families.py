@@ -313,7 +313,7 @@ def test_hf_config_follows_the_model_not_its_base():
         window=None,
         num_layers=2,
         rope_scaling=RopeScaling("linear", factor=3.0),
-        **{"remat": True, "stacked": False, "dtype": "bfloat16"},
+        **{"remat": "full", "stacked": False, "dtype": "bfloat16"},
     )
     config = LLMConfig(77, blocks, tie_embeddings=True, frozen_id=3)
     written = families.hf_config(config, base)

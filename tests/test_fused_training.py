@@ -96,9 +96,9 @@ def trained(stage: str, sizes=(1, 1, 1), **more) -> tuple[np.ndarray, dict]:
 
 RUNS = [
     ("cudnn", "finetune", (1, 1, 1), {}),
-    ("splash", "finetune", (1, 1, 1), {"remat": True}),
+    ("splash", "finetune", (1, 1, 1), {"remat": "full"}),
     ("splash", "align", (1, 1, 1), {}),
-    ("splash", "finetune", (2, 2, 2), {"remat": True}),
+    ("splash", "finetune", (2, 2, 2), {"remat": "full"}),
     ("cudnn", "align", (2, 1, 2), {}),
 ]
 

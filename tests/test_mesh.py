@@ -134,9 +134,10 @@ def test_sharded_steps_agree_with_unsharded_ones(stage, sizes, layout):
     assert mu.sharding == state.params["fusion"]["embed"].sharding
 
 
-def test_remat_and_accumulation_agree_too():
+@pytest.mark.parametrize("remat", ["selective", "full"])
+def test_remat_and_accumulation_agree_too(remat):
     plain, _ = trained("finetune", mesh_of(1, 1, 1), accumulation=2)
-    more = {"accumulation": 2, "remat": True}
+    more = {"accumulation": 2, "remat": remat}
     again, _ = trained("finetune", mesh_of(2, 2, 2), "sharded", **more)
     np.testing.assert_allclose(again, plain, rtol=2e-5)
     assert np.abs(plain[2] / unsharded("finetune")[2] - 1).max() > 1e-3

@@ -179,7 +179,7 @@ def test_remat_and_unroll_change_nothing(params):
     assert "remat" not in str(
         jax.make_jaxpr(jax.grad(loss), static_argnums=1)(params, CONFIG)
     )
-    for more in ({"remat": True}, {"unroll": 2}):
+    for more in ({"remat": "full"}, {"remat": "selective"}, {"unroll": 2}):
         config = tiny.model_config(**more)
         other, grad = jax.value_and_grad(loss)(params, config)
         np.testing.assert_allclose(plain, other, rtol=1e-5)

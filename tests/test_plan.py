@@ -231,7 +231,7 @@ def test_choices():
         assert one.batch_size * one.accumulation == 64
         assert one.batch_size % (one.data * one.fsdp) == 0
     assert {one.tensor for one in found} == {1, 2}  # two key heads
-    assert {one.remat for one in found} == {True, False}
+    assert {one.remat for one in found} == set(search.REMAT)
     alone = [one for one in found if one.fsdp * one.tensor == 1]
     assert {one.frozen for one in alone} == {"replicated"}
     # The other rows of an align batch are its negatives: its size is not free.
@@ -242,8 +242,9 @@ def test_estimate_is_a_lower_bound(in_repo):
     """What compiled programs need and send is no less than arithmetic says."""
     one = job(*SHORT, data__batch_size=8, optim__accumulation=2)
     for remat, frozen, mesh in (
-        (True, "sharded", (1, 8, 1)),
-        (False, "replicated", (4, 1, 2)),
+        ("full", "sharded", (1, 8, 1)),
+        ("selective,vision", "sharded", (2, 4, 1)),
+        ("none", "replicated", (4, 1, 2)),
     ):
         choice = search.Choice(*mesh, frozen, remat, 8, 2)
         config = one._chosen(choice)
@@ -263,7 +264,7 @@ def test_search_finds_the_fastest_that_fits(in_repo):
     fields = {"data__batch_size": 8, "optim__accumulation": 2}
     roomy = job(*arguments, **fields).fastest()
     assert roomy.best is not None and roomy.best.fits
-    assert not roomy.best.remat  # there is room for what it saves
+    assert roomy.best.remat != "full"  # there is room for what it saves
     assert roomy.best.batch_size * roomy.best.accumulation == 16
     compiled = [one.plan for one in roomy.tried if one.plan]
     speeds = [plan.seconds.step / plan.batch_size for plan in compiled if plan.fits]
@@ -273,7 +274,7 @@ def test_search_finds_the_fastest_that_fits(in_repo):
     config = planning.read_config(again.config_words)
     assert dict(config.mesh) == roomy.best.mesh | {"frozen": roomy.best.frozen_layout}
     assert config.data.batch_size == roomy.best.batch_size
-    assert config.model.remat is False
+    assert config.model.remat == roomy.best.remat
     # With less memory, something that needs less.
     room = dataclasses.replace(HERE, memory=int(0.8 * roomy.best.needed))
     tight = job(*arguments, machine=Here("tight", room, 8), **fields).fastest()

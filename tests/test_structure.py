@@ -43,7 +43,8 @@ DEVICE = (
     *("stages", "optim", "step", "settings"),
 )
 ENTRY = (
-    *("compilation", "assemble", "phases", "program", "prepare", "dry_run", "evaluate"),
+    *("compilation", "assemble", "phases", "program", "step_cost", "remat", "prepare"),
+    *("dry_run", "evaluate"),
     *("next_commands", "pace", "train"),
     *("stream", "conversation", "trained", "ask", "heldout", "baseline"),
 )

@@ -39,8 +39,10 @@ def test_loss_and_gradients_are_those_of_torch(model, params, attention):
 
 
 def test_views_that_fill_a_bucket_change_nothing(model, params):
-    batch = train_step.four_samples(model, crops=40)
-    assert batch.fusion.crops.shape[0] == 40
+    batch = train_step.four_samples(model, most_crops=10)
+    own = train_step.four_samples(model)
+    assert batch.fusion.crops.shape[0] == 40 > own.fusion.crops.shape[0]
+    assert batch.llm.loss_mask.size > 1.2 * own.llm.loss_mask.size
     train_step.check(train_step.equivalence(model, params, batch, "sdpa"))
 
 

@@ -20,6 +20,7 @@ from vtscale_jax.fused_attention import CausalRows, attend_by
 from vtscale_jax.rotary import RopeScaling, rotate
 
 Initializer = nn.initializers.Initializer
+REMAT = ("none", "selective", "full")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,10 +33,12 @@ class BlockConfig:
     (None: all), `qkv_bias` gives the query, key and value projections a bias.
 
     `attention` is the kernel (`fused_attention.choose`) that computes attention where
-    no cache is read. `remat` rematerialises each block in the backward pass; `unroll`
-    blocks are laid out per scan step. `stacked` False keeps the parameters of every
-    layer apart, which is what generation wants (see `BlockList`). `int8` reads weights
-    that `llm.quantize` made.
+    no cache is read. `remat` is what the backward pass computes again in place of
+    keeping it: "none", "full" (each block from its input), or "selective" (all but the
+    products with weights: attention, norms, activations). `unroll` blocks are laid out
+    per scan step. `stacked` False keeps the parameters of every layer apart, which is
+    what generation wants (see `BlockList`). `int8` reads weights that `llm.quantize`
+    made.
     """
 
     width: int
@@ -54,7 +57,7 @@ class BlockConfig:
     init_std: float = 0.02
     dtype: str = "float32"
     attention: str = "xla"
-    remat: bool = False
+    remat: str = "none"
     unroll: int = 1
     stacked: bool = True
     int8: bool = False
@@ -74,11 +77,12 @@ class BlockConfig:
                 f"num_heads {self.num_heads} must be a multiple of num_kv_heads "
                 f"{self.num_kv_heads}"
             )
-        if self.activation not in ACTIVATIONS:
-            raise ValueError(
-                f"activation {self.activation!r} is unknown; "
-                f"one of {sorted(ACTIVATIONS)} was expected"
-            )
+        for field, known in (("activation", sorted(ACTIVATIONS)), ("remat", REMAT)):
+            value = getattr(self, field)
+            if value not in known:
+                raise ValueError(
+                    f"{field} {value!r} is unknown; one of {list(known)} was expected"
+                )
 
 
 def lay(x: Float[Array, "*any"], *axes: str | None) -> Float[Array, "*any"]:
@@ -371,7 +375,7 @@ def stack_blocks(
     shared = nn.broadcast
     in_axes: Any = (shared, shared, 0) if block is DecoderBlock else (shared,)
     scanned = nn.scan(
-        nn.remat(block, prevent_cse=False) if config.remat else block,
+        _again(block, config.remat),
         variable_axes={"params": 0, "intermediates": 0},
         split_rngs={"params": True},
         in_axes=in_axes,
@@ -379,3 +383,12 @@ def stack_blocks(
         unroll=min(config.unroll, config.num_layers),
     )
     return scanned(config, name=name)
+
+
+def _again(block: type[nn.Module], remat: str) -> type[nn.Module]:
+    if remat == "none":
+        return block
+    # Attention's products have batch axes, those with weights have none (`[B·S, D]`).
+    products = jax.checkpoint_policies.dots_with_no_batch_dims_saveable
+    keep = products if remat == "selective" else None
+    return nn.remat(block, prevent_cse=False, policy=keep)

@@ -7,21 +7,25 @@
 """
 
 import dataclasses
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from vtscale_jax import paths, settings
 from vtscale_jax.assemble import Parts, assemble, open_source
+from vtscale_jax.collate import blank_batch
 from vtscale_jax.encoders import Encoder
 from vtscale_jax.loader import Source, kept_records
 from vtscale_jax.optim import OptimConfig
 from vtscale_jax.parallel.mesh import check_batch, make_mesh, own_shards, place
 from vtscale_jax.phases import Phase, make_phases
 from vtscale_jax.program import Program, shardings
+from vtscale_jax.remat import with_least_remat
 from vtscale_jax.stages import get_stage
-from vtscale_jax.types import Shards
+from vtscale_jax.types import Batch, Shards
 from vtscale_jax.vlm import ModelConfig
 from vtscale_jax.weights.starting import Provenance, starting_params
 
@@ -49,9 +53,10 @@ class Weights(NamedTuple):
     provenance: dict[str, Provenance]
 
 
-def lay_out(config: ConfigDict) -> Run:
+def lay_out(config: ConfigDict, say: Callable[[str], object] = print) -> Run:
     """Everything derived from the config and its data; ValueError for what is wrong
-    with either, before anything is written or loaded."""
+    with either, before anything is written or loaded. `model.remat` of the run's config
+    is never "auto"; `say` hears how it was chosen."""
     settings.check(config)
     dtypes = settings.resolve_dtypes(config, jax.default_backend())
     kernel = settings.resolve_attention(config, jax.default_backend(), dtypes.compute)
@@ -68,22 +73,50 @@ def lay_out(config: ConfigDict) -> Run:
     mesh = make_mesh(config.mesh.to_dict())
     check_batch(mesh, config.data.batch_size, "data.batch_size")
     shards = own_shards(mesh)
-    program = Program.of(
-        get_stage(config.stage),
-        model,
-        optim,
-        mesh,
-        frozen_dtype=dtypes.llm_params,
-        frozen_layout=config.mesh.frozen,
-    )
     encoder = parts.encoder(sources["train"])
     phases = make_phases(
         *(parts, sources["train"], sources["heldout"], schedule, total_steps),
         *(shards, encoder),
     )
+
+    def program_of(config: ConfigDict) -> Program:
+        return Program.of(
+            get_stage(config.stage),
+            settings.model_config(config, dtypes.compute, attention=kernel),
+            optim,
+            mesh,
+            frozen_dtype=dtypes.llm_params,
+            frozen_layout=config.mesh.frozen,
+        )
+
+    if config.model.remat != "auto":
+        program = program_of(config)
+    else:
+        batch = largest_batch(config, model, parts, phases, shards)
+        frozen_bytes = jnp.dtype(dtypes.llm_params).itemsize
+        config, program = with_least_remat(
+            *(config, program_of, batch), frozen_bytes=frozen_bytes, say=say
+        )
     return Run(
         *(config, dtypes, optim, total_steps, parts, sources, shards, encoder),
         *(phases, program),
+    )
+
+
+def largest_batch(
+    config: ConfigDict,
+    model: ModelConfig,
+    parts: Parts,
+    phases: Sequence[Phase],
+    shards: Shards,
+) -> Batch:
+    """The largest shapes of the last phase, which has the most queries, as zeros."""
+    return blank_batch(
+        phases[-1].spec.largest(),
+        config.stage,
+        model.vision.image_size,
+        hosts=shards.feeders,
+        crop_dtype=parts.encoding.crop_dtype,
     )
 
 
@@ -125,6 +158,19 @@ def _check_packing(config: ConfigDict, model: ModelConfig) -> None:
             "the row (longrope), so a sample would not be read as if it were alone: "
             "set --config.data.pack=False"
         )
+
+
+def first_notes(run: Run, weights: Weights) -> dict[str, Any]:
+    """What a run's manifest says of the run before its first step."""
+    found = weights.provenance
+    trees = {"trainable": weights.trainable, "frozen": weights.frozen}
+    return {
+        "inputs": identity(run, weights),
+        "remat": run.config.model.remat,
+        "weights": {name: source._asdict() for name, source in found.items()},
+        "parameters": {name: count(tree) for name, tree in trees.items()},
+        "finished": False,
+    }
 
 
 def count(tree: dict) -> int:

@@ -23,6 +23,12 @@ from vtscale_jax.vision import VisionConfig
 from vtscale_jax.vlm import ModelConfig
 
 INPUTS = {"vqq": "asked", "vq": "dropped"}
+TOWERS = ("vision", "fusion", "llm", "text")
+# What model.remat=auto chooses from. Blocks of the vision tower keep more for what they
+# compute than those of the others.
+LEAST_REMAT_FIRST = (
+    *("none", "selective", "selective,vision", "selective,vision,fusion", "full"),
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,6 +65,25 @@ def resolve_attention(config: ConfigDict, backend: str, dtype: str) -> str:
     )
 
 
+def resolve_remat(config: ConfigDict) -> dict[str, str]:
+    """What each tower computes again in the backward pass (`BlockConfig.remat`).
+
+    model.remat is "none", "selective" or "full" for all towers; or names, joined by
+    commas, those with full, beside "selective" if that is what the others have. "auto"
+    is chosen where a run is laid out (`prepare`), and nothing elsewhere.
+    """
+    value = config.model.remat
+    words = {"full": TOWERS, "none": (), "auto": ()}.get(value, str(value).split(","))
+    if not set(words) <= {*TOWERS, "selective"}:
+        raise ValueError(
+            f"model.remat is {value!r}, expected auto, none, selective, full, or the "
+            f"towers with full remat, of {', '.join(TOWERS)}, joined by commas and "
+            "with selective for the others: --config.model.remat=selective,vision"
+        )
+    others = "selective" if "selective" in words else "none"
+    return {tower: "full" if tower in words else others for tower in TOWERS}
+
+
 def num_followup_queries(config: ConfigDict) -> int:
     """N, the queries of follow-up questions: min(8, M) unless the config sets it."""
     chosen = config.num_followup_queries
@@ -82,18 +107,20 @@ def model_config(
 
     `attention` is from `resolve_attention` where the model is trained.
     """
-    model, run = config.model, {"dtype": dtype, "attention": attention}
+    model, remat = config.model, resolve_remat(config)
+
+    def tower(kind: type, name: str, *, int8: bool = False, **more: Any) -> Any:
+        part = model[name]
+        values = {field: part[field] for field in part if field != "blocks"}
+        run = {"dtype": dtype, "attention": attention, "unroll": model.unroll}
+        run |= {"remat": remat[name], "int8": int8}
+        return kind(**values, **more, blocks=block_config(part.blocks, **run))
+
     return ModelConfig(
-        vision=_tower(VisionConfig, model.vision, run, model),
-        fusion=_tower(
-            FusionConfig,
-            model.fusion,
-            run,
-            model,
-            num_query_rows=config.num_queries - 1,
-        ),
-        llm=_tower(LLMConfig, model.llm, run, model, int8=model.llm_int8),
-        text=_tower(TextConfig, model.text, run, model),
+        vision=tower(VisionConfig, "vision"),
+        fusion=tower(FusionConfig, "fusion", num_query_rows=config.num_queries - 1),
+        llm=tower(LLMConfig, "llm", int8=model.llm_int8),
+        text=tower(TextConfig, "text"),
     )
 
 
@@ -185,21 +212,3 @@ def block_config(part: ConfigDict, **run: Any) -> BlockConfig:
     scaling = values.pop("rope_scaling", None)
     rope = None if scaling is None else RopeScaling(**scaling)
     return BlockConfig(**values, rope_scaling=rope, **run)
-
-
-def _tower(
-    kind: type,
-    part: ConfigDict,
-    run: dict[str, str],
-    model: ConfigDict,
-    *,
-    int8: bool = False,
-    **more: Any,
-):
-    """One tower's settings; its `blocks` get what the run chooses: dtype, kernel of
-    attention, remat and unroll."""
-    values = {name: part[name] for name in part if name != "blocks"}
-    blocks = block_config(
-        part.blocks, **run, remat=model.remat, unroll=model.unroll, int8=int8
-    )
-    return kind(**values, **more, blocks=blocks)

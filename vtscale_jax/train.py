@@ -31,6 +31,7 @@ from vtscale_jax.compilation import keep_compiled
 from vtscale_jax.dry_run import dry_run
 from vtscale_jax.evaluate import Evaluator, heldout_scores
 from vtscale_jax.loss_watch import LossWatch, TrainingStopped, check_loss
+from vtscale_jax.machine import device_peak
 from vtscale_jax.metrics import MetricsLog, NoLog
 from vtscale_jax.next_commands import ask_it, next_stage
 from vtscale_jax.optim import learning_rate
@@ -41,7 +42,7 @@ from vtscale_jax.parallel.hosts.processes import Processes, start
 from vtscale_jax.parallel.hosts.stopping import StopRequests
 from vtscale_jax.parallel.mesh import described, feed, own_shards, to_host
 from vtscale_jax.phases import Feeding, Step, total_hash
-from vtscale_jax.prepare import count, identity, lay_out, load
+from vtscale_jax.prepare import first_notes, identity, lay_out, load
 from vtscale_jax.report.page import write_report
 from vtscale_jax.run_folder import RunFolder, code_version, versions
 from vtscale_jax.skips import SkipLog, skipped_places
@@ -98,28 +99,25 @@ def train(
         return workdir / "report.html"
 
     # Data, mesh, shapes and shardings; then the starting weights.
-    run = lay_out(config)
+    run = lay_out(config, say)
     program, shards, total_steps = run.program, run.shards, run.total_steps
     watch = LossWatch(spike=config.stop.spike, window=config.stop.window)
     processes.reached("its starting weights")
     weights = load(run)
     inputs = identity(run, weights)
     folder.check_inputs(inputs)
-    processes.agree("starting weights, data and dtypes", str(inputs))
-    frozen, provenance = weights.frozen, weights.provenance
-    counts = {"trainable": count(weights.trainable), "frozen": count(frozen)}
-    at_most = limit(run.dtypes.compute)
+    same = inputs | {"remat": run.config.model.remat}
+    processes.agree("starting weights, data, dtypes and remat", str(same))
+    frozen, at_most = weights.frozen, limit(run.dtypes.compute)
     manifest = {
         "command": shlex.join(["python", *sys.orig_argv[1:]]),
         "code": code_version(),
         "versions": versions(),
         "device": described(program.mesh) | {"processes": processes.count},
         "peak": at_most._asdict(),
-        "inputs": inputs,
-        "weights": {name: found._asdict() for name, found in provenance.items()},
-        "parameters": counts,
-        "finished": False,
+        **first_notes(run, weights),
     }
+    counts = manifest["parameters"]
 
     with contextlib.ExitStack() as stack:
         stack.enter_context(folder.claimed(config.to_dict()))
@@ -271,6 +269,7 @@ def train(
             "peak_memory_bytes": host.peak_memory_bytes(),
             "params_sha256": paths.content_hash(trained),
             "step_memory_bytes": steps.memory,
+            "device_peak_bytes": device_peak(jax.local_devices()[0]),
             "speed": pace.summary(),
             "samples_skipped": len(skipped_places(workdir)),
         }

@@ -18,7 +18,9 @@ replacement: it visits the body of a loop once, and every tower is a loop over l
 Backward, a product with a weight costs its forward cost once for the gradient of its
 input and once more for that of the weight; the frozen language model has only the
 first. A product of two activations costs it twice. Under remat every block is computed
-again in the backward pass, but for its last product, whose result nothing there reads.
+again in the backward pass, but for its last product, whose result nothing there reads;
+under selective remat the scores of attention are, and their products with the values
+where the gradient of the weights after them is wanted.
 """
 
 from collections.abc import Iterable
@@ -98,13 +100,14 @@ class Product(NamedTuple):
     """One product of the forward pass.
 
     `weight` says whether an operand is a parameter, `input_grad` whether the gradient
-    of its input is wanted, `again` whether remat computes it again.
+    of its input is wanted, `again` under which kinds of remat it is computed again
+    ("selective, trained": if its part trains).
     """
 
     flops: int
     weight: bool = True
     input_grad: bool = True
-    again: bool = True
+    again: tuple[str, ...] = ("full",)
 
 
 def batch_sizes(batch: Batch) -> Sizes:
@@ -176,15 +179,15 @@ def block_products(
     c, tokens = config, rows * length
     queries, keys = c.num_heads * c.head_dim, c.num_kv_heads * c.head_dim
     pairs = rows * token_pairs(length, attention)
-    scores = Product(2 * pairs * queries, weight=False)
+    average = Product(2 * pairs * queries, weight=False)
     up = Product(2 * tokens * c.width * c.mlp_width)
     return (
         Product(2 * tokens * c.width * (queries + 2 * keys)),
-        scores,
-        scores,  # and the products of the weights with the values
+        average._replace(again=("full", "selective")),  # scores
+        average._replace(again=("full", "selective, trained")),
         Product(2 * tokens * queries * c.width),
         *((up, up) if gated else (up,)),
-        up._replace(again=False),
+        up._replace(again=()),
     )
 
 
@@ -210,25 +213,26 @@ def _part(
     trains: bool = True,
 ) -> PartFlops:
     """`products` are those of one of the `blocks`, `rest` stands outside of them."""
-    once = _cost(name, rest, trains, remat=False)
+    once = _cost(name, rest, trains, "none")
     if blocks is None:
         return once
-    layer = _cost(name, products, trains, blocks.remat and blocks.stacked)
+    layer = _cost(name, products, trains, blocks.remat if blocks.stacked else "none")
     sums = [a + blocks.num_layers * b for a, b in zip(once[1:], layer[1:], strict=True)]
     return PartFlops(name, *sums)
 
 
 def _cost(
-    name: str, products: Iterable[Product], trains: bool, remat: bool
+    name: str, products: Iterable[Product], trains: bool, remat: str
 ) -> PartFlops:
     found = tuple(products)
+    kinds = {remat, f"{remat}, trained"} if trains else {remat}
     to_inputs = ((p.flops if p.weight else 2 * p.flops) for p in found if p.input_grad)
     return PartFlops(
         name,
         forward=sum(p.flops for p in found),
         activations=sum(to_inputs),
         weights=sum(p.flops for p in found if p.weight and trains),
-        recompute=sum(p.flops for p in found if remat and p.again),
+        recompute=sum(p.flops for p in found if kinds & {*p.again}),
     )
 
 

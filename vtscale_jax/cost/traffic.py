@@ -52,8 +52,8 @@ class StepTraffic(NamedTuple):
     """Bytes of one step; `optimizer` is its share of an update.
 
     Two sizes beside it, no traffic by themselves, over the whole batch: `hidden` are
-    the states that all blocks of all towers hand on; `largest_block` is what the
-    backward pass of one block reads, saved or computed again, where that is most.
+    the states that all blocks of all towers hand on, forward, backward and again under
+    remat; `largest_block` is what the largest block computes again, 0 without remat.
     """
 
     parts: tuple[PartTraffic, ...]
@@ -133,14 +133,14 @@ def step_traffic(
         weights = 2 * (p.count - p.looked_up - p.in_blocks) * bytes_each
         if p.name in rows:
             blocks, number, length = rows[p.name]
-            passes += blocks.remat and blocks.stacked
+            again = blocks.remat == "full" and blocks.stacked
+            passes += again
             held = block_elements(blocks, length, p.name in ("fusion", "llm"), p.trains)
             token_bytes = number * length * jnp.dtype(blocks.dtype).itemsize
-            again = blocks.remat and blocks.stacked
             saved = (blocks.width if again else held) * blocks.num_layers
             residuals = 2 * saved * token_bytes
-            hidden += blocks.num_layers * blocks.width * token_bytes
-            blocks_hold.append(held * token_bytes)
+            hidden += passes * blocks.num_layers * blocks.width * token_bytes
+            blocks_hold.append(held * token_bytes * again)
         elif p.name == "head":
             logits = sizes.llm_rows * sizes.loss_positions * model.llm.vocab_size
             residuals = 2 * logits * FLOAT32
@@ -161,8 +161,11 @@ def block_elements(blocks: BlockConfig, length: int, gated: bool, trains: bool) 
     """
     c = blocks
     queries, keys = c.num_heads * c.head_dim, c.num_kv_heads * c.head_dim
-    attention = queries + 2 * keys + c.num_heads * length
-    residual = 2 * c.width
+    attention = queries + 2 * keys
     hidden = (2 if gated else 1) * c.mlp_width
+    if c.remat == "selective":  # the block's input, and products with its weights
+        return attention + hidden + 2 * c.width
+    attention += c.num_heads * length
+    residual = 2 * c.width
     inputs = 2 * c.width + queries + c.mlp_width if trains else 0
     return attention + residual + hidden + inputs

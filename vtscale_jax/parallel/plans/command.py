@@ -16,7 +16,6 @@ from vtscale_jax import config_files, settings
 from vtscale_jax.assemble import assemble, open_source, probed
 from vtscale_jax.collate import BatchSpec, blank_batch
 from vtscale_jax.devices import GPU
-from vtscale_jax.dry_run import arithmetic
 from vtscale_jax.encoding import crop_dtype
 from vtscale_jax.loader import kept_records
 from vtscale_jax.parallel.mesh import check_batch, make_mesh, num_shards
@@ -26,6 +25,7 @@ from vtscale_jax.parallel.plans.plan import Arithmetic, Plan, PlanError, make_pl
 from vtscale_jax.parallel.plans.topologies import ALL, Topology, topology
 from vtscale_jax.program import Program
 from vtscale_jax.stages import get_stage
+from vtscale_jax.step_cost import arithmetic
 from vtscale_jax.types import Batch, Shards
 from vtscale_jax.vlm import ModelConfig
 
@@ -140,7 +140,20 @@ class Job:
             if self.stage.name != "align":
                 each = max(1, round(update / config.data.batch_size))
                 config.optim.accumulation = each
-        return self._plan(config)
+        if config.model.remat != "auto":
+            return self._plan(config)
+        # As `remat.with_least_remat`, for devices that are not here.
+        config.mesh.update(dict(mesh.shape))
+        updates = (config.mesh.frozen, config.optim.accumulation)
+        for remat in settings.LEAST_REMAT_FIRST:
+            config.model.remat = remat
+            least = self._cost(config).least_memory(dict(mesh.shape), *updates)[1]
+            last = remat == settings.LEAST_REMAT_FIRST[-1]
+            if last or least <= self.machine.room:
+                plan = self._plan(config)
+                if last or plan.needed <= self.machine.room:
+                    break
+        return plan
 
     def fastest(self) -> search.Found:
         """The fastest way that fits."""

@@ -11,6 +11,7 @@ import math
 import re
 import tempfile
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -47,8 +48,7 @@ class Arithmetic(NamedTuple):
     """The work of a step, and sizes from which the rest can be guessed.
 
     `trainable` and `frozen` are bytes of one copy of these parameters. Over the whole
-    batch: `hidden` are bytes of the states that all blocks hand on, `block` what the
-    backward pass of one block holds.
+    batch, `hidden` and `block` are `StepTraffic`'s `hidden` and `largest_block`.
     """
 
     work: Work
@@ -56,6 +56,19 @@ class Arithmetic(NamedTuple):
     frozen: int
     hidden: int
     block: int
+
+    def least_memory(
+        self, mesh: Mapping[str, int], frozen_layout: str, accumulation: int
+    ) -> tuple[int, int]:
+        """Bytes on each device that any program for this needs: of parameters,
+        gradients and optimizer, which do not depend on the batch; and these with what
+        is kept between the passes and one block's backward pass."""
+        cut = mesh["fsdp"] * mesh["tensor"]
+        copies = 4 + (accumulation > 1)  # parameter, gradient, two moments, mean
+        frozen = self.frozen / (cut if frozen_layout == "sharded" else 1)
+        state = copies * self.trainable / cut + frozen
+        kept = self.work.residuals / 2 + self.block
+        return round(state), round(state + kept / math.prod(mesh.values()))
 
 
 class Memory(NamedTuple):
@@ -108,7 +121,7 @@ class Plan(NamedTuple):
     frozen_layout: str
     batch_size: int
     accumulation: int
-    remat: bool
+    remat: str
     shapes: str
     needed: int
     memory: Memory | None
@@ -236,6 +249,16 @@ def predict(
         memory=moved / chip.bandwidth,
         network=sent / machine.network,
     )
+
+
+def needed_bytes(program: Program, batch: Batch, machine: Topology) -> int:
+    """What each of the devices at hand needs for steps over batches like `batch`; the
+    step is compiled. PlanError as in `make_plan`."""
+    try:
+        compiled = program.compile(batch)
+    except jax.errors.JaxRuntimeError as error:
+        return _asked_for(error, machine)
+    return measure(program, compiled).peak
 
 
 def measure(program: Program, compiled: Any) -> Memory:

@@ -1,13 +1,13 @@
 """The fastest way to run a config on a machine that fits into its memory.
 
-Tried are meshes, frozen weights sharded or copied, remat, and rows per device, such
-that an update still has as many samples (in stage align, where the other samples of a
-batch are its negatives, so has a batch). Arithmetic leaves out what cannot fit and puts
-the rest in order; the most promising are compiled.
+Tried are meshes, frozen weights sharded or copied, what the backward pass computes
+again (remat), and rows per device, such that an update still has as many samples (in
+stage align, where the other samples of a batch are its negatives, so has a batch).
+Arithmetic leaves out what cannot fit and puts the rest in order; the most promising are
+compiled.
 """
 
 import dataclasses
-import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -21,6 +21,7 @@ from vtscale_jax.parallel.plans.plan import (
 )
 from vtscale_jax.parallel.plans.table import aligned
 from vtscale_jax.parallel.plans.topologies import Topology
+from vtscale_jax.settings import LEAST_REMAT_FIRST
 
 MOST_ROWS = 64  # per device
 JUDGED = "too large, judging by those compiled"
@@ -34,7 +35,7 @@ class Choice:
     fsdp: int
     tensor: int
     frozen: str
-    remat: bool
+    remat: str
     batch_size: int
     accumulation: int
 
@@ -51,8 +52,7 @@ class Choice:
     def describe(self) -> list[str]:
         """As cells of a table."""
         mesh = " × ".join(str(size) for size in self.mesh.values())
-        remat = "yes" if self.remat else "no"
-        return [mesh, self.frozen, remat, f"{self.rows} × {self.accumulation}"]
+        return [mesh, self.frozen, self.remat, f"{self.rows} × {self.accumulation}"]
 
 
 class Estimate(NamedTuple):
@@ -115,7 +115,7 @@ def choices(
                 ("sharded", "replicated") if fsdp * tensor > 1 else ("replicated",)
             )
             for frozen in layouts:
-                for remat in (False, True):
+                for remat in LEAST_REMAT_FIRST:
                     for size in sizes:
                         yield Choice(
                             shards // fsdp,
@@ -129,26 +129,21 @@ def estimate(
 ) -> Estimate:
     """A choice by arithmetic.
 
-    Memory: parameters, gradients and optimizer state, what is saved between the passes,
-    and one block's backward pass; less than any program needs. Network: sharded weights
-    come together for the forward and for the backward pass, in two bytes; gradients are
-    summed; a tensor axis sums twice in each layer, forward, backward and again under
-    remat.
+    Memory is `Arithmetic.least_memory`, less than any program needs. Network: sharded
+    weights come together for the forward and for the backward pass, in two bytes;
+    gradients are summed; a tensor axis sums twice in each layer, forward, backward and
+    again under remat.
     """
-    c, devices = choice, math.prod(choice.mesh.values())
-    cut = c.fsdp * c.tensor
-    copies = 4 + (c.accumulation > 1)  # parameter, gradient, two moments, mean
-    frozen = sizes.frozen / (cut if c.frozen == "sharded" else 1)
-    state = copies * sizes.trainable / cut + frozen
-    saved = sizes.work.residuals / 2 + (sizes.block if c.remat else 0)
+    c, cut = choice, choice.fsdp * choice.tensor
+    state, least = sizes.least_memory(c.mesh, c.frozen, c.accumulation)
     gathered = sizes.trainable / 2 + (sizes.frozen if c.frozen == "sharded" else 0)
     sent = 2 * gathered / c.tensor * (c.fsdp - 1) / c.fsdp
     sent += sizes.trainable / c.tensor * (c.fsdp - 1) / c.fsdp
     sent += 2 * sizes.trainable / cut * (c.data - 1) / c.data
-    around = 2 * (c.tensor - 1) / c.tensor * 2 * (3 if c.remat else 2)
+    around = 2 * (c.tensor - 1) / c.tensor * 2
     sent += around * sizes.hidden / (c.data * c.fsdp)
     seconds = predict(sizes.work, machine, c.mesh, round(sent), efficiency)
-    return Estimate(c, round(state), round(state + saved / devices), seconds)
+    return Estimate(c, state, least, seconds)
 
 
 def search(
@@ -176,7 +171,7 @@ def search(
     tried: list[Tried] = []
     best: Plan | None = None
     # What compiled ones hold for the batch beyond arithmetic, others will hold too.
-    factor = {True: 1.0, False: 1.0}
+    factor: dict[str, float] = dict.fromkeys(LEAST_REMAT_FIRST, 1.0)
 
     def guess(one: Estimate) -> float:
         return one.beyond(factor[one.choice.remat])

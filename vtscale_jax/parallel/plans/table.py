@@ -43,7 +43,7 @@ def _rows(plans: Sequence[Plan]) -> list[tuple[str, Cell | None]]:
         ("mesh", _mesh),
         ("frozen weights are", lambda p: p.frozen_layout),
         ("rows per device × accumulation", lambda p: f"{p.rows} × {p.accumulation}"),
-        ("remat", lambda p: "yes" if p.remat else "no"),
+        ("remat", lambda p: p.remat),
         ("on each device, GiB", None),
         ("  frozen weights", _memory("frozen")),
         ("  trainable parameters", _memory("trainable")),

@@ -27,6 +27,10 @@ from vtscale_jax.parallel.plans.quiet import stderr_held_back
 GPU_OPTIONS = {"xla_gpu_autotune_level": 0, "xla_gpu_enable_triton_gemm": False}
 
 
+# Shares of a device's memory (`Topology.room`).
+ROOM, CPU_ROOM = 0.95, 0.5
+
+
 class TopologyError(ValueError):
     """A machine that is not known, or whose compiler is not installed."""
 
@@ -57,6 +61,13 @@ class Topology:
         """
         neighbours = sum(length > 1 for length in self.shape) if self.shape else 1
         return neighbours * self.chip.link
+
+    @property
+    def room(self) -> int:
+        """Bytes of a device that a choice made for the user may fill: some are lost
+        between blocks, and a CPU's memory is not for training alone."""
+        share = CPU_ROOM if self.chip.name == "cpu" else ROOM
+        return int(share * self.chip.memory)
 
     @property
     def compiler_options(self) -> dict[str, Any]:

@@ -166,7 +166,7 @@ def run_config(folder: AuthorsFolder, run: Path, use: Use) -> dict[str, Any]:
             "dtype": "auto",
             "llm_param_dtype": "auto",
             "attention": "auto",
-            "remat": False,
+            "remat": "none",
             "unroll": 1,
             "llm_int8": False,
             "vision": {**vision, "blocks": block_fields(model.vision.blocks)},
