@@ -10,8 +10,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 NO_GPU = "no GPU at hand"
-# Of steps at the paper's shapes: what fits into 139 GiB (`results/plan_h200.json`).
-REMAT = "selective,vision"
+# Of a step at the paper's shapes, each device its share of eight: what fits one of
+# 80 GB (`python -m vtscale_jax.parallel plan --topology a100-80gb:1`).
+REMAT = {"align": "selective,vision", "finetune": "selective"}
 FOLDER = "{folder}"  # in a command: an empty folder of the job, beside its log
 QUERIES = "1,8,16,32,64,128,256,384,512,768"
 
@@ -45,7 +46,7 @@ def _paper_step(
     stage: str, num_queries: int, asked: str, *, attention: str = ""
 ) -> Job:
     words = ("benchmarks/train_step.py", "--preset", "paper", "--mfu", "--stage", stage)
-    words += ("--num_queries", str(num_queries), "--remat", REMAT)
+    words += ("--num_queries", str(num_queries), "--remat", REMAT[stage])
     words += ("--attention", attention) if attention else ()
     return Job(
         "_".join(filter(None, ["paper_step", stage, f"m{num_queries}", attention])),

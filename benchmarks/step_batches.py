@@ -103,8 +103,7 @@ def batch_of(
     """A batch of these conversations on the host, of exactly the size they take.
 
     With `most_crops`, the most that a sample of a run can have, it is of the size that
-    a run has for them: `fit_buckets` of these samples, with its headroom for longer
-    texts.
+    a run has for them, of those that `fit_buckets` makes of these samples.
     """
     rng = np.random.default_rng(seed)
     layout = QueryLayout(num_queries, first_query_id=model.fusion.vocab_size)

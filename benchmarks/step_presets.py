@@ -4,6 +4,7 @@ A part of `train_step`, which has the command line.
 """
 
 import argparse
+import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -39,6 +40,7 @@ def time_preset(
 
     host.take_gpu_memory()
     import jax
+    import jax.numpy as jnp
 
     from configs.base import get_config
     from vtscale_jax import settings
@@ -48,6 +50,7 @@ def time_preset(
     from vtscale_jax.parallel.mesh import feed, make_mesh
     from vtscale_jax.parallel.plans.plan import measure
     from vtscale_jax.program import Program
+    from vtscale_jax.remat import with_least_remat
     from vtscale_jax.stages import get_stage
     from vtscale_jax.types import WHOLE
 
@@ -61,18 +64,29 @@ def time_preset(
     size = batch_size or config.data.batch_size // (EIGHT if preset == "paper" else 1)
     dtypes = settings.resolve_dtypes(config, jax.default_backend())
     kernel = settings.resolve_attention(config, jax.default_backend(), dtypes.compute)
-    model = settings.model_config(config, dtypes.compute, attention=kernel)
     accumulation = config.optim.accumulation
-    program = Program.of(
-        get_stage(stage),
-        model,
-        OptimConfig(1000, 1e-5, accumulation=accumulation),
-        make_mesh({"data": 1, "fsdp": 1, "tensor": 1}, jax.devices()[:1]),
-        frozen_dtype=dtypes.llm_params,
-        frozen_layout="replicated",
-    )
+
+    def program_of(config: Any) -> Program:
+        return Program.of(
+            get_stage(stage),
+            settings.model_config(config, dtypes.compute, attention=kernel),
+            OptimConfig(1000, 1e-5, accumulation=accumulation),
+            make_mesh({"data": 1, "fsdp": 1, "tensor": 1}, jax.devices()[:1]),
+            frozen_dtype=dtypes.llm_params,
+            frozen_layout="replicated",
+        )
+
+    model = settings.model_config(config, dtypes.compute)
     talk = Conversation(1 + config.data.max_local_views, ((question, answer),) * turns)
     host_batch = batch_of([talk] * size, model, stage, num_queries=num_queries)
+    if config.model.remat == "auto":
+        config, program = with_least_remat(
+            *(config, program_of, host_batch),
+            frozen_bytes=jnp.dtype(dtypes.llm_params).itemsize,
+            say=lambda line: print(line, file=sys.stderr),
+        )
+    else:
+        program = program_of(config)
     batch = feed(host_batch, program.mesh, WHOLE)
     state = program.start(drawn(program.state.params, seed=0))
     frozen = drawn(program.frozen, seed=1)

@@ -36,7 +36,7 @@ example:
   …
   add: --config.data.batch_size=… --config.optim.accumulation=… …
 
-Any field of the config is overridden as in train (--config.model.remat=False). The
+Any field of the config is overridden as in train (--config.model.remat=full). The
 hardware need not be there, its compiler must: pip install -e '.[plan-gpu]' or
 '.[plan-tpu]'. The exit status is 0 when everything asked for was planned, and fits.
 """
