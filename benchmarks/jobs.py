@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 NO_GPU = "no GPU at hand"
 # Of a step at the paper's shapes, each device its share of eight: what fits one of
 # 80 GB (`python -m vtscale_jax.parallel plan --topology a100-80gb:1`).
-REMAT = {"align": "selective,vision", "finetune": "selective"}
+REMAT = {"align": "selective,vision,fusion", "finetune": "selective"}
 FOLDER = "{folder}"  # in a command: an empty folder of the job, beside its log
 QUERIES = "1,8,16,32,64,128,256,384,512,768"
 

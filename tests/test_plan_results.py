@@ -5,6 +5,7 @@ import json
 
 import pytest
 
+from vtscale_jax import settings
 from vtscale_jax.devices import GIB
 from vtscale_jax.parallel import __main__ as command
 from vtscale_jax.parallel.plans import topologies
@@ -28,8 +29,12 @@ def test_all_ten_fit_on_eight_a100_of_40_gb(repo_dir):
         assert plan["topology"] == "a100-40gb:8" and plan["rows_per_device"] == 5
         assert plan["fits"] and plan["peak_bytes"] < 36 * GIB
         assert plan["compile_seconds"] < 300
-    # More queries need more of everything.
-    for field in ("peak_bytes", "flops"):
+    # More queries need more of everything, or are computed again more.
+    order = settings.LEAST_REMAT_FIRST.index
+    assert plans == sorted(
+        plans, key=lambda plan: (order(plan["remat"]), plan["peak_bytes"])
+    )
+    for field in ("flops", "useful_flops"):
         values = [plan[field] for plan in plans]
         assert values == sorted(values) and values[0] < values[-1]
 
