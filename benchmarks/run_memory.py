@@ -44,11 +44,10 @@ def take(words: str) -> dict[str, Any]:
     from benchmarks.resident import resident, settle
     from benchmarks.step_presets import drawn
     from vtscale_jax import machine
-    from vtscale_jax.collate import blank_batch
     from vtscale_jax.config_files import read_config
     from vtscale_jax.pace import CompiledSteps
     from vtscale_jax.parallel.mesh import feed
-    from vtscale_jax.prepare import lay_out
+    from vtscale_jax.prepare import largest_batch, lay_out
     from vtscale_jax.weights.sizes import fill_sizes
 
     on_cpu = jax.default_backend() == "cpu"
@@ -56,13 +55,9 @@ def take(words: str) -> dict[str, Any]:
         host.keep_freed_memory()  # as `train` does
     config = read_config([f"--config={words}"])
     fill_sizes(config)
-    run = lay_out(config)
+    run = lay_out(config, lambda line: print(line, file=sys.stderr))
     program, spec = run.program, run.phases[-1].spec.largest()
-    blank = blank_batch(
-        *(spec, config.stage, program.model.vision.image_size),
-        hosts=run.shards.feeders,
-        crop_dtype=run.parts.encoding.crop_dtype,
-    )
+    blank = largest_batch(config, program.model, run.parts, run.phases, run.shards)
     steps = CompiledSteps(program, run.optim.accumulation)
     before = feed(blank, program.mesh, run.shards)
     compiled = steps.compile(before)
@@ -81,6 +76,7 @@ def take(words: str) -> dict[str, Any]:
     taken = machine.device_peak(jax.local_devices()[0])
     return {
         "config": words,
+        "remat": run.config.model.remat,
         "shapes": spec.describe(config.stage),
         "planned": steps.memory,
         "taken": resident("VmHWM") - base if taken is None else taken,

@@ -231,7 +231,7 @@ def test_choices():
         assert one.batch_size * one.accumulation == 64
         assert one.batch_size % (one.data * one.fsdp) == 0
     assert {one.tensor for one in found} == {1, 2}  # two key heads
-    assert {one.remat for one in found} == set(search.REMAT)
+    assert {one.remat for one in found} == set(search.LEAST_REMAT_FIRST)
     alone = [one for one in found if one.fsdp * one.tensor == 1]
     assert {one.frozen for one in alone} == {"replicated"}
     # The other rows of an align batch are its negatives: its size is not free.

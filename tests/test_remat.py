@@ -9,8 +9,10 @@ from small_runs import manifest, small_config
 from vtscale_jax import prepare, remat, settings
 from vtscale_jax.dry_run import plan_of
 from vtscale_jax.parallel.mesh import make_mesh
+from vtscale_jax.parallel.plans import plan
 from vtscale_jax.parallel.plans.topologies import Topology, here
 from vtscale_jax.prepare import lay_out
+from vtscale_jax.run_folder import RunFolder
 from vtscale_jax.settings import LEAST_REMAT_FIRST
 from vtscale_jax.train import train
 
@@ -79,6 +81,50 @@ def test_where_nothing_fits_it_is_full_remat(monkeypatch):
     run = lay_out(config_of("auto"), lambda _: None)
     assert run.config.model.remat == "full"
     assert not compiled  # arithmetic knows
+
+
+def test_all_processes_choose_by_the_least_room(needed, monkeypatch):
+    with_room(monkeypatch, needed["none"])
+    asked: list[str] = []
+
+    def share(name: str, value):
+        asked.append(name)
+        other = ["other", needed["full"]] if isinstance(value, list) else value
+        return [value, other]
+
+    run = lay_out(config_of("auto"), lambda _: None, share)
+    assert run.config.model.remat == "full"
+    assert len(set(asked)) == len(asked)  # each meeting has a name of its own
+    # Two processes on one host have its memory together.
+    rooms = [["one", 100], ["one", 100], ["two", 80]]
+    assert remat._least_room(rooms) == 50
+
+
+def test_a_compiler_that_runs_out_of_memory_is_told_from_one_that_fails():
+    machine = here()
+    for text, number in (
+        ("RESOURCE_EXHAUSTED: x (17.50G) exceeds available HBM", 17.5 * 2**30),
+        ("RESOURCE_EXHAUSTED: hbm. Used 21.5G of 15.48G hbm.", 21.5 * 2**30),
+        ("RESOURCE_EXHAUSTED: Out of memory", machine.chip.memory + 1),
+    ):
+        assert plan._asked_for(RuntimeError(text), machine) == number
+    with pytest.raises(plan.PlanError, match="refused the train step: INTERNAL"):
+        plan._asked_for(RuntimeError("INTERNAL: no tiles"), machine)
+
+
+def test_runs_of_before_are_read(tmp_path):
+    """They say True and False; their folders go on with any choice."""
+    for old, kind in ((True, "full"), (False, "none")):
+        config = config_of("none")
+        with config.ignore_type():
+            config.model.remat = old
+        assert set(settings.resolve_remat(config).values()) == {kind}
+    fields = config_of("none").to_dict()
+    fields["model"]["remat"] = True
+    folder = RunFolder(tmp_path)
+    with folder.claimed(fields):
+        pass
+    folder.check(config_of("selective,vision").to_dict())
 
 
 def test_a_run_notes_what_it_chose(tmp_path):

@@ -23,7 +23,7 @@ def dry_run(config: ConfigDict) -> list[str]:
     """What `train` would run on these devices, as lines; nothing is written."""
     config = config.copy_and_resolve_references()
     notes = [f"from the weights: {line}" for line in fill_sizes(config)]
-    run = lay_out(config)
+    run = lay_out(config, notes.append)
     return [*notes, *describe(run, plan_of(run))]
 
 

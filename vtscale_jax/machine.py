@@ -26,8 +26,11 @@ def num_cores() -> int:
 
 
 def memory_bytes() -> int:
-    """The memory of the machine."""
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    """The memory of the machine, or of the container that this process runs in."""
+    machine = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    limit = Path("/sys/fs/cgroup/memory.max")  # Linux's control groups, version 2
+    said = limit.read_text().strip() if limit.is_file() else "max"
+    return machine if said == "max" else min(machine, int(said))
 
 
 def device_memory(device: Any, sharing: int = 1) -> int:

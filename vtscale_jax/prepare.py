@@ -7,7 +7,7 @@
 """
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -23,7 +23,7 @@ from vtscale_jax.optim import OptimConfig
 from vtscale_jax.parallel.mesh import check_batch, make_mesh, own_shards, place
 from vtscale_jax.phases import Phase, make_phases
 from vtscale_jax.program import Program, shardings
-from vtscale_jax.remat import with_least_remat
+from vtscale_jax.remat import Share, alone, with_least_remat
 from vtscale_jax.stages import get_stage
 from vtscale_jax.types import Batch, Shards
 from vtscale_jax.vlm import ModelConfig
@@ -53,10 +53,15 @@ class Weights(NamedTuple):
     provenance: dict[str, Provenance]
 
 
-def lay_out(config: ConfigDict, say: Callable[[str], object] = print) -> Run:
+def lay_out(
+    config: ConfigDict, say: Callable[[str], object] = print, share: Share = alone
+) -> Run:
     """Everything derived from the config and its data; ValueError for what is wrong
-    with either, before anything is written or loaded. `model.remat` of the run's config
-    is never "auto"; `say` hears how it was chosen."""
+    with either, before anything is written or loaded.
+
+    `model.remat` of the run's config is never "auto"; `say` hears how it was chosen,
+    and of several processes `share` lets all choose the same.
+    """
     settings.check(config)
     dtypes = settings.resolve_dtypes(config, jax.default_backend())
     kernel = settings.resolve_attention(config, jax.default_backend(), dtypes.compute)
@@ -95,7 +100,10 @@ def lay_out(config: ConfigDict, say: Callable[[str], object] = print) -> Run:
         batch = largest_batch(config, model, parts, phases, shards)
         frozen_bytes = jnp.dtype(dtypes.llm_params).itemsize
         config, program = with_least_remat(
-            *(config, program_of, batch), frozen_bytes=frozen_bytes, say=say
+            *(config, program_of, batch),
+            frozen_bytes=frozen_bytes,
+            say=say,
+            share=share,
         )
     return Run(
         *(config, dtypes, optim, total_steps, parts, sources, shards, encoder),
@@ -160,12 +168,15 @@ def _check_packing(config: ConfigDict, model: ModelConfig) -> None:
         )
 
 
-def first_notes(run: Run, weights: Weights) -> dict[str, Any]:
-    """What a run's manifest says of the run before its first step."""
+def first_notes(
+    run: Run, weights: Weights, inputs: Mapping[str, Any]
+) -> dict[str, Any]:
+    """What a run's manifest says of the run before its first step; `inputs` are its
+    `identity`."""
     found = weights.provenance
     trees = {"trainable": weights.trainable, "frozen": weights.frozen}
     return {
-        "inputs": identity(run, weights),
+        "inputs": inputs,
         "remat": run.config.model.remat,
         "weights": {name: source._asdict() for name, source in found.items()},
         "parameters": {name: count(tree) for name, tree in trees.items()},

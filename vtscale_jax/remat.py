@@ -4,8 +4,11 @@
 choices beside meshes and batch sizes.
 """
 
+import platform
 from collections.abc import Callable
+from typing import Any
 
+import jax
 from ml_collections import ConfigDict
 
 from vtscale_jax.devices import GIB
@@ -16,6 +19,14 @@ from vtscale_jax.settings import LEAST_REMAT_FIRST
 from vtscale_jax.step_cost import arithmetic
 from vtscale_jax.types import Batch
 
+# Of a name and a value, the values of all processes (`Processes.share`).
+Share = Callable[[str, Any], list[Any]]
+
+
+def alone(name: str, value: Any) -> list[Any]:
+    """The `Share` of a single process."""
+    return [value]
+
 
 def with_least_remat(
     config: ConfigDict,
@@ -24,15 +35,19 @@ def with_least_remat(
     *,
     frozen_bytes: int,
     say: Callable[[str], object],
+    share: Share = alone,
 ) -> tuple[ConfigDict, Program]:
     """`config` with the `model.remat` that computes least again and by which the train
-    step for `batch` fits into the room of these devices (`Topology.room`), and its
+    step for `batch` fits into the room of all devices (`Topology.room`), and its
     program; full remat where nothing fits.
 
     What cannot fit by arithmetic is not compiled. `frozen_bytes` are those of a frozen
-    number; `say` hears what was found.
+    number; `say` hears what was found. All processes choose the same: by the least
+    room, and the most that any compiler asks for.
     """
     machine = here()
+    rooms = share("the memory of the devices", [platform.node(), machine.room])
+    room = _least_room(rooms)
     config = config.copy_and_resolve_references()
     for remat in LEAST_REMAT_FIRST:
         config.model.remat = remat
@@ -43,11 +58,22 @@ def with_least_remat(
         )
         mesh = dict(program.mesh.shape)
         updates = (config.mesh.frozen, config.optim.accumulation)
-        needed = sizes.least_memory(mesh, *updates)[1]
-        if needed <= machine.room:
-            needed = needed_bytes(program, batch, machine)
-        if needed <= machine.room:
+        needed, told = sizes.least_memory(mesh, *updates)[1], "at least "
+        if needed <= room:
+            own = needed_bytes(program, batch, machine)
+            needed, told = max(share(f"the memory that remat {remat} needs", own)), ""
+        if needed <= room:
             break
-    fits = f"{needed / GIB:.2f} of {machine.chip.memory / GIB:.2f} GiB"
-    say(f"model.remat=auto is {config.model.remat}: {fits} on each device")
+    numbers = f"{told}{needed / GIB:.2f} GiB on each device, {room / GIB:.2f} are free"
+    if needed > room:
+        numbers += "; it may not fit: take a smaller data.batch_size, or more devices"
+    say(f"model.remat=auto is {config.model.remat}: {numbers} for it")
     return config, program
+
+
+def _least_room(rooms: list[list[Any]]) -> int:
+    """The least of the rooms of (host, room); CPU devices of several processes on one
+    host have its memory together."""
+    hosts = [host for host, _ in rooms]
+    sharing = jax.default_backend() == "cpu"
+    return min(room // (hosts.count(host) if sharing else 1) for host, room in rooms)

@@ -27,7 +27,7 @@ PACKAGES = (
 PRESENTATION = (
     *("name", "log", "eval", "checkpoint"),
     *("data.num_threads", "data.num_workers", "data.prefetch", "data.headroom"),
-    *("data.max_unreadable", "mesh", "hosts", "stop"),
+    *("data.max_unreadable", "mesh", "hosts", "stop", "model.remat"),
 )
 LOCK = ".lock"
 

@@ -70,10 +70,12 @@ def resolve_remat(config: ConfigDict) -> dict[str, str]:
 
     model.remat is "none", "selective" or "full" for all towers; or names, joined by
     commas, those with full, beside "selective" if that is what the others have. "auto"
-    is chosen where a run is laid out (`prepare`), and nothing elsewhere.
+    is chosen where a run is laid out (`prepare`), and nothing elsewhere. (Older runs
+    say True for full and False for none.)
     """
-    value = config.model.remat
-    words = {"full": TOWERS, "none": (), "auto": ()}.get(value, str(value).split(","))
+    before: dict[Any, str] = {True: "full", False: "none"}
+    value: str = before.get(config.model.remat, config.model.remat)
+    words = {"full": TOWERS, "none": (), "auto": ()}.get(value, value.split(","))
     if not set(words) <= {*TOWERS, "selective"}:
         raise ValueError(
             f"model.remat is {value!r}, expected auto, none, selective, full, or the "

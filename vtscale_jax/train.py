@@ -99,15 +99,16 @@ def train(
         return workdir / "report.html"
 
     # Data, mesh, shapes and shardings; then the starting weights.
-    run = lay_out(config, say)
+    share = functools.partial(processes.share, timeout_s=config.hosts.wait_s)
+    processes.reached("its data and batch shapes")
+    run = lay_out(config, say, share)
     program, shards, total_steps = run.program, run.shards, run.total_steps
     watch = LossWatch(spike=config.stop.spike, window=config.stop.window)
     processes.reached("its starting weights")
     weights = load(run)
     inputs = identity(run, weights)
     folder.check_inputs(inputs)
-    same = inputs | {"remat": run.config.model.remat}
-    processes.agree("starting weights, data, dtypes and remat", str(same))
+    processes.agree("starting weights, data and dtypes", str(inputs))
     frozen, at_most = weights.frozen, limit(run.dtypes.compute)
     manifest = {
         "command": shlex.join(["python", *sys.orig_argv[1:]]),
@@ -115,7 +116,7 @@ def train(
         "versions": versions(),
         "device": described(program.mesh) | {"processes": processes.count},
         "peak": at_most._asdict(),
-        **first_notes(run, weights),
+        **first_notes(run, weights, inputs),
     }
     counts = manifest["parameters"]
 

@@ -180,11 +180,13 @@ def block_products(
     queries, keys = c.num_heads * c.head_dim, c.num_kv_heads * c.head_dim
     pairs = rows * token_pairs(length, attention)
     average = Product(2 * pairs * queries, weight=False)
+    # A fused kernel makes both at once.
+    second = "selective, trained" if c.attention == "xla" else "selective"
     up = Product(2 * tokens * c.width * c.mlp_width)
     return (
         Product(2 * tokens * c.width * (queries + 2 * keys)),
         average._replace(again=("full", "selective")),  # scores
-        average._replace(again=("full", "selective, trained")),
+        average._replace(again=("full", second)),
         Product(2 * tokens * queries * c.width),
         *((up, up) if gated else (up,)),
         up._replace(again=()),

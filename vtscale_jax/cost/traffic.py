@@ -53,7 +53,8 @@ class StepTraffic(NamedTuple):
 
     Two sizes beside it, no traffic by themselves, over the whole batch: `hidden` are
     the states that all blocks of all towers hand on, forward, backward and again under
-    remat; `largest_block` is what the largest block computes again, 0 without remat.
+    full remat; `largest_block` is what the largest block with that holds while it goes
+    back, 0 where no block has it.
     """
 
     parts: tuple[PartTraffic, ...]
@@ -113,7 +114,8 @@ def step_traffic(
 ) -> StepTraffic:
     """Bytes of a train step over a batch of `sizes`.
 
-    Under remat a block saves its input only. Frozen parameters are `frozen_bytes` each,
+    Under full remat a block saves its input only, under selective remat what
+    `block_elements` says. Frozen parameters are `frozen_bytes` each,
     but for int8 ones, trainable ones and all that belongs to them float32. A step that
     only adds its gradients to the mean of an update reads both and writes one; an
     update reads gradient, parameter and two moments, and writes the last three.
@@ -155,7 +157,7 @@ def step_traffic(
 
 def block_elements(blocks: BlockConfig, length: int, gated: bool, trains: bool) -> int:
     """Elements for each token that the gradients of one block's products and norms
-    read, of rows of `length` tokens: what it saves without remat.
+    read, of rows of `length` tokens: what it saves without remat, or with selective.
 
     A block that does not train keeps no inputs of its weights.
     """
@@ -165,7 +167,8 @@ def block_elements(blocks: BlockConfig, length: int, gated: bool, trains: bool) 
     hidden = (2 if gated else 1) * c.mlp_width
     if c.remat == "selective":  # the block's input, and products with its weights
         return attention + hidden + 2 * c.width
-    attention += c.num_heads * length
+    if c.attention == "xla":  # fused kernels hold no scores
+        attention += c.num_heads * length
     residual = 2 * c.width
     inputs = 2 * c.width + queries + c.mlp_width if trains else 0
     return attention + residual + hidden + inputs

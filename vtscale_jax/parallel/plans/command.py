@@ -143,6 +143,7 @@ class Job:
         if config.model.remat != "auto":
             return self._plan(config)
         # As `remat.with_least_remat`, for devices that are not here.
+        check_batch(mesh, config.data.batch_size, "data.batch_size")
         config.mesh.update(dict(mesh.shape))
         updates = (config.mesh.frozen, config.optim.accumulation)
         for remat in settings.LEAST_REMAT_FIRST:

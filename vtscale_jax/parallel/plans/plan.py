@@ -291,13 +291,22 @@ def bytes_per_device(tree: Any) -> int:
     )
 
 
+# XLA's word for what does not fit, and how its TPU compilers say how much it is.
+FULL = "RESOURCE_EXHAUSTED"
+ASKED = re.compile(r"\(([\d.]+)([KMG])\) exceeds available HBM|Used ([\d.]+)([KMG]) of")
+
+
 def _asked_for(error: Exception, machine: Topology) -> int:
-    """The bytes that a TPU compiler says a program needs when it does not fit."""
-    found = re.search(r"\(([\d.]+)([KMG])\) exceeds available HBM", str(error))
-    if "RESOURCE_EXHAUSTED" not in str(error) or not found:
-        first = str(error).splitlines()[0]
+    """The bytes that a compiler says a program needs when it does not fit, or one more
+    than there are where it names none; PlanError for another reason."""
+    if FULL not in str(error):
         raise PlanError(
-            f"the compiler for {machine.name} refused the train step: {first}\nThis is "
-            "no lack of memory; --traceback shows all of it"
+            f"the compiler for {machine.name} refused the train step: "
+            f"{str(error).splitlines()[0]}\nThis is no lack of memory; --traceback "
+            "shows all of it"
         ) from error
-    return int(float(found[1]) * 1024 ** ("KMG".index(found[2]) + 1))
+    found = ASKED.search(str(error))
+    if not found:
+        return machine.chip.memory + 1
+    number, unit = found[1] or found[3], found[2] or found[4]
+    return int(float(number) * 1024 ** ("KMG".index(unit) + 1))
