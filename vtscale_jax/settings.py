@@ -74,7 +74,7 @@ def resolve_remat(config: ConfigDict) -> dict[str, str]:
     say True for full and False for none.)
     """
     before: dict[Any, str] = {True: "full", False: "none"}
-    value: str = before.get(config.model.remat, config.model.remat)
+    value = str(before.get(config.model.remat, config.model.remat))
     words = {"full": TOWERS, "none": (), "auto": ()}.get(value, value.split(","))
     if not set(words) <= {*TOWERS, "selective"}:
         raise ValueError(
