@@ -12,8 +12,6 @@ from typing import Any, NamedTuple
 RESULTS = Path(__file__).resolve().parent / "results"
 # Where results have lain since before they named their benchmark.
 FILES = {
-    "train_step": "train_step.json",
-    "latency": "latency.json",
     "generate": "generate.json",
     "divergence": "divergence.json",
     "loader": "loader.json",

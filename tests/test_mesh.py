@@ -134,7 +134,9 @@ def test_sharded_steps_agree_with_unsharded_ones(stage, sizes, layout):
     assert mu.sharding == state.params["fusion"]["embed"].sharding
 
 
-@pytest.mark.parametrize("remat", ["selective", "full"])
+@pytest.mark.parametrize(
+    "remat", ["selective", pytest.param("full", marks=pytest.mark.long)]
+)
 def test_remat_and_accumulation_agree_too(remat):
     plain, _ = trained("finetune", mesh_of(1, 1, 1), accumulation=2)
     more = {"accumulation": 2, "remat": remat}
