@@ -10,7 +10,9 @@ EXAMPLE = """\
 example:
   $ python -m vtscale_jax.cost latency --run runs/m256-embedded --num_queries 1,16,256
     M  TTFT ms    p95  text  views  transfer  vision  fusion  prefill  tokens/s …
-    1    21.40  23.15  0.11   1.32      0.05    9.80    7.61     2.31     705.1 …
+    1    14.02  16.33  0.32   3.64      0.26    2.78    4.37     2.17    7396.0
+   16    14.31  15.54  0.33   3.64      0.27    2.67    4.54     2.20    7587.4
+  256    44.23  48.76  0.49   3.64      0.26    2.80   23.03    13.58    4206.0
   …
   Report: runs/latency-m256-embedded/report.html
   $ python -m vtscale_jax.cost latency --config configs/m768.py:paper   # random weights
