@@ -294,9 +294,9 @@ def test_the_pair_test_finds_times_that_do_not_grow():
 
 
 def test_rows_padded_to_one_length_accuse_nobody():
-    """300 and 400 query tokens are both computed as 512, in equal time."""
-    model = paper((300, 400))
-    assert {model.prompt(m).padded.prompt_tokens for m in (300, 400)} == {512}
+    """400 and 440 query tokens are both computed as 512, in equal time."""
+    model = paper((400, 440))
+    assert {model.prompt(m).padded.prompt_tokens for m in (400, 440)} == {512}
     (pair,) = judge(honest(model, 30, spread=0.001), model, A100).pairs
     assert pair.verdict != IMPOSSIBLE
     assert abs(pair.least_extra_s) < 1e-5  # the projector's, which are not padded

@@ -259,7 +259,10 @@ def test_padded_lengths_are_few():
     assert [padded_length(n) for n in (1, 32, 33, 1000, 1024, 1025, 1600)] == [
         *(32, 32, 64, 1024, 1024, 1536, 2048)
     ]
-    assert len({padded_length(n) for n in range(1, 4096)}) == 12
+    assert [padded_length(n) for n in (257, 384, 385, 513, 769)] == [
+        *(384, 384, 512, 768, 1024)
+    ]
+    assert len({padded_length(n) for n in range(1, 4096)}) == 14
 
 
 class Spelled:
