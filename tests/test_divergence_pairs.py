@@ -425,7 +425,7 @@ def test_padded_lengths_are_few_and_large_enough():
     lengths = range(1, 5000)
     assert all(padded_length(n) >= n for n in lengths)
     small = {padded_length(n) for n in lengths if n <= 1024}
-    assert small == {32, 64, 128, 256, 512, 1024}
+    assert small == {32, 64, 128, 256, 384, 512, 768, 1024}
     assert {padded_length(n) % 512 for n in lengths if n > 1024} == {0}
 
 
