@@ -21,7 +21,10 @@ def operands(S: int, seed: int = 0):
     return q, k, v, keep, segments
 
 
-@pytest.mark.parametrize("S", [LONG, LONG + 1, LONG + PIECES - 1, 301])
+MORE = [pytest.param(S, marks=pytest.mark.long) for S in (LONG + 1, 301)]
+
+
+@pytest.mark.parametrize("S", [LONG, LONG + PIECES - 1, *MORE])
 @pytest.mark.parametrize("window, packed", [(None, False), (70, False), (None, True)])
 def test_pieces_compute_the_same(S, window, packed):
     q, k, v, keep, segments = operands(S)

@@ -60,7 +60,9 @@ def config_of(path, name, heldout):
     )
 
 
-@pytest.mark.parametrize("store", ["jsonl", "arrayrecord"])
+@pytest.mark.parametrize(
+    "store", [pytest.param("jsonl", marks=pytest.mark.long), "arrayrecord"]
+)
 def test_what_prepare_lets_through_trains_without_a_skip(download, tmp_path, store):
     out = tmp_path / "llava"
     prepare(download, out, "--workers", "1", "--store", store)

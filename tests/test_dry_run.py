@@ -20,10 +20,17 @@ def asked_for(stats) -> int:
     return asked + stats.output_size_in_bytes - stats.alias_size_in_bytes
 
 
-def test_the_embedded_preset_needs_what_was_predicted(tmp_path, monkeypatch):
+def embedded():
+    return importlib.import_module("configs.m8").get_config("")
+
+
+@pytest.mark.parametrize(
+    "made", [small_config, pytest.param(embedded, marks=pytest.mark.long)]
+)
+def test_a_run_needs_what_was_predicted(made, tmp_path, monkeypatch):
     """Within 15 % of what the compiled program reports when it runs."""
     monkeypatch.chdir(tmp_path)
-    config = importlib.import_module("configs.m8").get_config("")
+    config = made()
     with config.unlocked():
         config.optim.steps = 3
         config.eval.questions = 0

@@ -94,12 +94,15 @@ def trained(stage: str, sizes=(1, 1, 1), **more) -> tuple[np.ndarray, dict]:
     return np.array(rows), paths.flatten(state.params)
 
 
+ALONE = (1, 1, 1)
 RUNS = [
-    ("cudnn", "finetune", (1, 1, 1), {}),
-    ("splash", "finetune", (1, 1, 1), {"remat": "full"}),
-    ("splash", "align", (1, 1, 1), {}),
+    ("cudnn", "finetune", ALONE, {}),
+    pytest.param(
+        *("splash", "finetune", ALONE, {"remat": "full"}), marks=pytest.mark.long
+    ),
+    ("splash", "align", ALONE, {}),
     ("splash", "finetune", (2, 2, 2), {"remat": "full"}),
-    ("cudnn", "align", (2, 1, 2), {}),
+    pytest.param("cudnn", "align", (2, 1, 2), {}, marks=pytest.mark.long),
 ]
 
 

@@ -26,7 +26,8 @@ from vtscale_jax.parallel.mesh import (
     shards_of,
     spread,
 )
-from vtscale_jax.parallel.plans.collectives import collectives
+from vtscale_jax.parallel.plans.collectives import KINDS
+from vtscale_jax.parallel.plans.hlo import read_module
 from vtscale_jax.program import Program, shardings
 from vtscale_jax.stages import STAGES, get_stage, init_params, parameter_shapes
 from vtscale_jax.tokens import QueryLayout
@@ -94,6 +95,18 @@ def parameters(stage: str):
     )
 
 
+def nested_collectives(text: str) -> list[str]:
+    """One in a loop or a branch and one beside it can make CPU devices wait for each
+    other forever: none may be in a computation that the program calls."""
+    module = read_module(text)
+    return [
+        line.name
+        for name, computation in module.computations.items()
+        for line in computation.instructions.values()
+        if name != module.entry and line.opcode.removesuffix("-start") in KINDS
+    ]
+
+
 def trained(stage: str, mesh, layout="replicated", *, steps=3, params=None, **more):
     """Losses, parameters and gradient norms of some steps on the same batch."""
     made = program(stage, mesh, layout, **more)
@@ -104,8 +117,7 @@ def trained(stage: str, mesh, layout="replicated", *, steps=3, params=None, **mo
     frozen = meshes.place(frozen, shardings(made.frozen))
     batch = spread(batch_for(stage), mesh)
     step, rows = made.compile(batch), []
-    # One in a loop and one beside it can make CPU devices wait for each other forever.
-    assert {one.runs for one in collectives(step.as_text() or "")} <= {1}
+    assert nested_collectives(step.as_text() or "") == []
     for _ in range(steps):
         state, metrics = step(state, frozen, batch)
         rows.append([float(metrics["loss"]), float(metrics["grad_norm"])])
@@ -119,7 +131,8 @@ def unsharded(stage: str):
 
 @pytest.mark.parametrize(
     ("stage", "sizes", "layout"),
-    [("finetune", *mesh) for mesh in MESHES]
+    [("finetune", *mesh) for mesh in MESHES[:4]]
+    + [pytest.param("finetune", *m, marks=pytest.mark.long) for m in MESHES[4:]]
     + [("align", *mesh) for mesh in MESHES[1::2]]
     + [pytest.param("align", *m, marks=pytest.mark.long) for m in MESHES[::2]],
 )

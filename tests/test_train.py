@@ -1,5 +1,6 @@
 """The training command end to end, in all stages, and what it says of bad input."""
 
+import gc
 import json
 import shutil
 import subprocess
@@ -104,12 +105,21 @@ def test_an_interrupted_run_ends_with_the_same_parameters(adapted, tmp_path, cap
     assert train_rows == [1, 2, 3, 4, 5, 6]
 
 
-# Reading stops at the damage, with the other arrays' readers not yet awaited; the
-# collector may find them in here.
-ABANDONED = "ignore::pytest.PytestUnraisableExceptionWarning"
+@pytest.fixture
+def abandoned():
+    """Reading stops at the damage, with the other arrays' readers not yet awaited. The
+    collector is to find them in here, not in a later test."""
+    yield
+    gc.collect()
 
 
-@pytest.mark.filterwarnings(ABANDONED)
+ABANDONED = pytest.mark.filterwarnings(
+    "ignore::pytest.PytestUnraisableExceptionWarning"
+)
+
+
+@ABANDONED
+@pytest.mark.usefixtures("abandoned")
 @pytest.mark.parametrize("where", [1, long(2), long(3)])
 def test_a_corrupted_checkpoint_falls_back_to_the_one_before(
     adapted, tmp_path, capsys, where
@@ -131,7 +141,8 @@ def test_a_corrupted_checkpoint_falls_back_to_the_one_before(
     assert manifest(copy)["params_sha256"] == manifest(adapted)["params_sha256"]
 
 
-@pytest.mark.filterwarnings(ABANDONED)
+@ABANDONED
+@pytest.mark.usefixtures("abandoned")
 def test_when_every_checkpoint_is_broken_nothing_is_written_over(adapted, tmp_path):
     copy = tmp_path / "copy"
     shutil.copytree(adapted, copy)
@@ -171,6 +182,7 @@ def test_adapt_takes_a_finished_run_and_changes_the_number_of_queries(
     assert manifest(folder)["weights"]["init_from"]["sha256"]
 
 
+@pytest.mark.slow
 def test_finetune_with_a_curriculum_resumes_across_its_phases(tmp_path, capsys):
     config = small_config(
         4, "finetune", query_schedule=((0, 2), (5, 4)), eval__questions=0

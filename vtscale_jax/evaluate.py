@@ -19,6 +19,7 @@ from vtscale_jax.parallel.hosts.processes import Processes
 from vtscale_jax.parallel.mesh import feed, spread, to_host
 from vtscale_jax.program import Program
 from vtscale_jax.run_folder import RunFolder
+from vtscale_jax.step import Metrics
 from vtscale_jax.types import Batch, Record, Shards
 from vtscale_jax.vlm import ModelConfig
 from vtscale_jax.weights.starting import shipped
@@ -132,8 +133,14 @@ def heldout_scores(
 ) -> dict[str, float]:
     """Mean loss (and what goes with it) over held-out batches, of which each process
     holds its part."""
-    placed = (feed(batch, program.mesh, shards) for batch in batches)
-    rows = jax.device_get([program.eval_step(params, frozen, one) for one in placed])
+    under_way: list[Metrics] = []
+    for batch in batches:
+        placed = feed(batch, program.mesh, shards)
+        under_way.append(program.eval_step(params, frozen, placed))
+        # As in training, one batch comes while another is computed. With more, they
+        # would fill the device, and from 32 on XLA's CPU devices wait for each other.
+        jax.block_until_ready(under_way[-2:-1])
+    rows = jax.device_get(under_way)
     return {name: float(np.mean([row[name] for row in rows])) for name in rows[0]}
 
 

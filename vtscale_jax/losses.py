@@ -85,10 +85,11 @@ def align_loss(
     pairs = mask[:, None] & mask[None, :]
     logits = jnp.where(pairs, jnp.exp(logit_scale) * similarity, -jnp.inf)
     logits = jnp.where(mask[:, None] | mask[None, :], logits, 0.0)
-    diagonal = jnp.diagonal(jnp.where(pairs, logits, 0.0))
+    # Their own products, not `jnp.diagonal`: its gradient is a scatter in a branch.
+    own = jnp.where(mask, jnp.exp(logit_scale) * jnp.sum(q * t, axis=1), 0.0)
     count = jnp.maximum(jnp.sum(mask), 1)  # a batch may have been skipped as a whole
-    by_row = jnp.sum(jax.nn.logsumexp(logits, axis=1) - diagonal, where=mask) / count
-    by_column = jnp.sum(jax.nn.logsumexp(logits, axis=0) - diagonal, where=mask) / count
+    by_row = jnp.sum(jax.nn.logsumexp(logits, axis=1) - own, where=mask) / count
+    by_column = jnp.sum(jax.nn.logsumexp(logits, axis=0) - own, where=mask) / count
     contrastive = (by_row + by_column) / 2
 
     orthogonality = mean_square_overlap(slots.astype(jnp.float32), slot_mask)

@@ -6,7 +6,7 @@ choices beside meshes and batch sizes.
 
 import platform
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 from ml_collections import ConfigDict
@@ -28,6 +28,32 @@ def alone(name: str, value: Any) -> list[Any]:
     return [value]
 
 
+class Choice(NamedTuple):
+    """A `remat`, and the bytes on each device that it needs: as `compiled`, or at least
+    so many by arithmetic."""
+
+    remat: str
+    needed: int
+    compiled: bool
+
+
+def least_remat(
+    room: int, at_least: Callable[[str], int], as_compiled: Callable[[str], int]
+) -> Choice:
+    """The remat that computes least again and needs at most `room` bytes on each
+    device; full remat where none does.
+
+    `at_least` gives the bytes by arithmetic: what does not fit by it is not compiled.
+    """
+    for remat in LEAST_REMAT_FIRST:
+        needed, compiled = at_least(remat), False
+        if needed <= room:
+            needed, compiled = as_compiled(remat), True
+        if needed <= room:
+            break
+    return Choice(remat, needed, compiled)
+
+
 def with_least_remat(
     config: ConfigDict,
     program_of: Callable[[ConfigDict], Program],
@@ -37,38 +63,41 @@ def with_least_remat(
     say: Callable[[str], object],
     share: Share = alone,
 ) -> tuple[ConfigDict, Program]:
-    """`config` with the `model.remat` that computes least again and by which the train
-    step for `batch` fits into the room of all devices (`Topology.room`), and its
-    program; full remat where nothing fits.
+    """`config` with the `least_remat` by which the train step for `batch` fits into
+    the room of all devices (`Topology.room`), and its program.
 
-    What cannot fit by arithmetic is not compiled. `frozen_bytes` are those of a frozen
-    number; `say` hears what was found. All processes choose the same: by the least
-    room, and the most that any compiler asks for.
+    `frozen_bytes` are those of a frozen number; `say` hears what was found. All
+    processes choose the same: by the least room, and the most that any compiler asks
+    for.
     """
     machine = here()
     rooms = share("the memory of the devices", [platform.node(), machine.room])
     room = _least_room(rooms)
     config = config.copy_and_resolve_references()
-    for remat in LEAST_REMAT_FIRST:
+
+    def program(remat: str) -> Program:
         config.model.remat = remat
-        program = program_of(config)
-        sizes = arithmetic(
-            *(program.stage, program.model, batch, frozen_bytes),
-            config.optim.accumulation,
-        )
-        mesh = dict(program.mesh.shape)
-        updates = (config.mesh.frozen, config.optim.accumulation)
-        needed, told = sizes.least_memory(mesh, *updates)[1], "at least "
-        if needed <= room:
-            own = needed_bytes(program, batch, machine)
-            needed, told = max(share(f"the memory that remat {remat} needs", own)), ""
-        if needed <= room:
-            break
-    numbers = f"{told}{needed / GIB:.2f} GiB on each device, {room / GIB:.2f} are free"
+        return program_of(config)
+
+    def at_least(remat: str) -> int:
+        made, accumulation = program(remat), config.optim.accumulation
+        sizes = arithmetic(made.stage, made.model, batch, frozen_bytes, accumulation)
+        updates = (config.mesh.frozen, accumulation)
+        return sizes.least_memory(dict(made.mesh.shape), *updates).total
+
+    def as_compiled(remat: str) -> int:
+        own = needed_bytes(program(remat), batch, machine)
+        return max(share(f"the memory that remat {remat} needs", own))
+
+    remat, needed, compiled = least_remat(room, at_least, as_compiled)
+    numbers = (
+        f"{'' if compiled else 'at least '}{needed / GIB:.2f} GiB on each device, "
+        f"{room / GIB:.2f} are free"
+    )
     if needed > room:
         numbers += "; it may not fit: take a smaller data.batch_size, or more devices"
-    say(f"model.remat=auto is {config.model.remat}: {numbers} for it")
-    return config, program
+    say(f"model.remat=auto is {remat}: {numbers} for it")
+    return config, program(remat)
 
 
 def _least_room(rooms: list[list[Any]]) -> int:

@@ -24,6 +24,7 @@ from vtscale_jax.parallel.plans.lengths import Lengths, assumed_shapes
 from vtscale_jax.parallel.plans.plan import Arithmetic, Plan, PlanError, make_plan
 from vtscale_jax.parallel.plans.topologies import ALL, Topology, topology
 from vtscale_jax.program import Program
+from vtscale_jax.remat import least_remat
 from vtscale_jax.stages import get_stage
 from vtscale_jax.step_cost import arithmetic
 from vtscale_jax.types import Batch, Shards
@@ -142,19 +143,23 @@ class Job:
                 config.optim.accumulation = each
         if config.model.remat != "auto":
             return self._plan(config)
-        # As `remat.with_least_remat`, for devices that are not here.
         check_batch(mesh, config.data.batch_size, "data.batch_size")
         config.mesh.update(dict(mesh.shape))
-        updates = (config.mesh.frozen, config.optim.accumulation)
-        for remat in settings.LEAST_REMAT_FIRST:
+        plans: dict[str, Plan] = {}
+
+        def at_least(remat: str) -> int:
             config.model.remat = remat
-            least = self._cost(config).least_memory(dict(mesh.shape), *updates)[1]
-            last = remat == settings.LEAST_REMAT_FIRST[-1]
-            if last or least <= self.machine.room:
-                plan = self._plan(config)
-                if last or plan.needed <= self.machine.room:
-                    break
-        return plan
+            updates = (config.mesh.frozen, config.optim.accumulation)
+            return self._cost(config).least_memory(dict(mesh.shape), *updates).total
+
+        def as_compiled(remat: str) -> int:
+            config.model.remat = remat
+            plans[remat] = self._plan(config)
+            return plans[remat].needed
+
+        remat = least_remat(self.machine.room, at_least, as_compiled).remat
+        # What does not fit by arithmetic has no plan yet.
+        return plans[remat] if remat in plans else self._plan(config)
 
     def fastest(self) -> search.Found:
         """The fastest way that fits."""

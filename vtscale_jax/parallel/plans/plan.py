@@ -59,16 +59,23 @@ class Arithmetic(NamedTuple):
 
     def least_memory(
         self, mesh: Mapping[str, int], frozen_layout: str, accumulation: int
-    ) -> tuple[int, int]:
-        """Bytes on each device that any program for this needs: of parameters,
-        gradients and optimizer, which do not depend on the batch; and these with what
-        is kept between the passes and one block's backward pass."""
+    ) -> "LeastMemory":
+        """What any program for this needs on each device."""
         cut = mesh["fsdp"] * mesh["tensor"]
         copies = 4 + (accumulation > 1)  # parameter, gradient, two moments, mean
         frozen = self.frozen / (cut if frozen_layout == "sharded" else 1)
         state = copies * self.trainable / cut + frozen
         kept = self.work.residuals / 2 + self.block
-        return round(state), round(state + kept / math.prod(mesh.values()))
+        return LeastMemory(round(state), round(state + kept / math.prod(mesh.values())))
+
+
+class LeastMemory(NamedTuple):
+    """Bytes on each device: of parameters, gradients and optimizer, which do not depend
+    on the batch; in `total` with what is kept between the passes and one block's
+    backward pass."""
+
+    state: int
+    total: int
 
 
 class Memory(NamedTuple):
