@@ -245,6 +245,8 @@ def short_run(result: Mapping[str, Any]) -> Iterator[Figure]:
 def run_memory(result: Mapping[str, Any]) -> Iterator[Figure]:
     """Memory of the runs' steps beside their plans."""
     for row in result["rows"]:
+        if "not_measured" in row:
+            continue
         what = f"{row['config']}: memory beside the plan"
         yield Figure(what, row["taken"] / row["planned"], TIMES, TAKEN, at_most=True)
 

@@ -115,7 +115,8 @@ def main() -> None:
     for words in options.config or CONFIGS:
         if "smol" in words and fetch.cached("smollm2-135m") is None:
             get = "python -m vtscale_jax.weights fetch smollm2-135m"
-            print(f"{words:<40}not measured: no weights of SmolLM2: {get}")
+            rows.append(record.not_measured(words, f"no weights of SmolLM2: {get}"))
+            print(f"{words:<40}not measured: {rows[-1]['not_measured']}", flush=True)
             continue
         rows.append(child(words))
         planned, taken = rows[-1]["planned"], rows[-1]["taken"]

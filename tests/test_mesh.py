@@ -96,8 +96,9 @@ def parameters(stage: str):
 
 
 def nested_collectives(text: str) -> list[str]:
-    """One in a loop or a branch and one beside it can make CPU devices wait for each
-    other forever: none may be in a computation that the program calls."""
+    """Those of computations that the program calls. One in a loop and one beside it can
+    make CPU devices wait for each other forever; those in branches are no better known
+    to be kept in order."""
     module = read_module(text)
     return [
         line.name

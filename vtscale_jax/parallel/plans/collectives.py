@@ -12,8 +12,7 @@ the device brings:
     collective-broadcast  n            handed on round the ring
 
 A collective in a loop counts as often as the loop runs; of the branches of a condition
-that which sends most counts (an optimizer's update, which runs once in `accumulation`
-steps, is such a branch).
+that which sends most counts.
 """
 
 import math
