@@ -286,6 +286,24 @@ def test_one_process_leaves_before_its_first_step(capfd):
     assert "nothing is lost" in capfd.readouterr().err
 
 
+def test_a_signal_that_does_not_wake_the_main_thread_is_sent_again(monkeypatch):
+    """One that comes just as it goes to sleep is noticed after the sleep only."""
+    sent, kill = [], signal.pthread_kill
+
+    def lose_the_first(thread: int, number: int) -> None:
+        sent.append(number)
+        if len(sent) > 1:
+            kill(thread, number)
+
+    monkeypatch.setattr(signal, "pthread_kill", lose_the_first)
+    monkeypatch.setattr(os, "_exit", lambda code: sent.append(f"ended by {code}"))
+    with pytest.raises(SystemExit), StopRequests() as stop:
+        stop.attach(Alone())
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(8)
+    assert len(sent) > 1 and set(sent) == {signal.SIGTERM}
+
+
 def test_outside_the_main_thread_it_leaves_signals_alone():
     answers, before = [], signal.getsignal(signal.SIGTERM)
 

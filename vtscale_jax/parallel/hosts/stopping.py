@@ -15,6 +15,7 @@ import signal
 import socket
 import sys
 import threading
+import time
 from types import FrameType, TracebackType
 from typing import Protocol, runtime_checkable
 
@@ -23,6 +24,7 @@ from vtscale_jax.parallel.hosts.watch import Message, Watch
 
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
 LEAVE_S = 5.0  # for the main thread to end by itself
+AGAIN_S = 0.2  # until it is woken again
 START, DONE = "start", "done"
 NOT_BEGUN = "no step was done yet, so nothing is lost"
 SAVING = "this step is finished, then a checkpoint is saved"
@@ -233,12 +235,15 @@ class StopRequests:
         threading.Thread(target=self._end_main, daemon=True).start()
 
     def _end_main(self) -> None:
-        with self._lock:
-            if self._old and not self._closed:
-                signal.pthread_kill(self._main.ident or 0, SIGNALS[0])
-        # It does not listen while it is inside XLA, compiling or waiting for others.
-        if self._left.wait(LEAVE_S):
-            return
+        end = time.monotonic() + LEAVE_S
+        # It does not listen while it is inside XLA, compiling or waiting for others. A
+        # signal that comes just as it goes to sleep does not wake it, so more than one.
+        while (left_s := end - time.monotonic()) > 0:
+            with self._lock:
+                if self._old and not self._closed and not self._raised:
+                    signal.pthread_kill(self._main.ident or 0, SIGNALS[0])
+            if self._left.wait(min(AGAIN_S, left_s)):
+                return
         flush = threading.Thread(target=sys.stdout.flush, daemon=True)
         flush.start()
         flush.join(1.0)
