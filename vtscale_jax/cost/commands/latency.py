@@ -10,9 +10,9 @@ EXAMPLE = """\
 example:
   $ python -m vtscale_jax.cost latency --run runs/m256-embedded --num_queries 1,16,256
     M  TTFT ms    p95  text  views  transfer  vision  fusion  prefill  tokens/s …
-    1    14.02  16.33  0.32   3.64      0.26    2.78    4.37     2.17    7396.0
-   16    14.31  15.54  0.33   3.64      0.27    2.67    4.54     2.20    7587.4
-  256    44.23  48.76  0.49   3.64      0.26    2.80   23.03    13.58    4206.0
+    1    13.06  14.01  0.31   3.54      0.24    2.57    4.00     1.96    7511.5
+   16    13.14  14.41  0.32   3.52      0.23    2.45    4.11     1.99    7937.5
+  256    32.92  34.05  0.46   3.50      0.23    2.61   16.13     9.49    5231.6
   …
   Report: runs/latency-m256-embedded/report.html
   $ python -m vtscale_jax.cost latency --config configs/m768.py:paper   # random weights
