@@ -4,7 +4,7 @@ import jax
 import numpy as np
 import pytest
 
-from benchmarks import train_step
+from benchmarks import step_parity
 from benchmarks.step_batches import Conversation, batch_of
 from vtscale_jax import paths
 
@@ -13,37 +13,37 @@ pytestmark = pytest.mark.parity
 
 @pytest.fixture(scope="module")
 def model():
-    return train_step.model_of(small=True)
+    return step_parity.model_of(small=True)
 
 
 @pytest.fixture(scope="module")
 def params(model):
-    return train_step.random_params(model)
+    return step_parity.random_params(model)
 
 
 def test_the_batch_is_what_is_said_of_it(model):
-    batch = train_step.four_samples(model)
+    batch = step_parity.four_samples(model)
     assert np.bincount(batch.fusion.crop_row).tolist() == [10, 7, 9, 10]
     longest = 9 * 5 + 4 * 20 + 64 + 3 * 8  # views of 5 tokens, questions, queries
     assert 0 <= batch.fusion.ids.shape[1] - longest < 16
-    answered = [sum(told + 1 for _, told in turns) for turns in train_step.TURNS]
+    answered = [sum(told + 1 for _, told in turns) for turns in step_parity.TURNS]
     assert batch.llm.loss_mask.sum(axis=1).tolist() == answered
 
 
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
 def test_loss_and_gradients_are_those_of_torch(model, params, attention):
-    batch = train_step.four_samples(model)
-    found = train_step.equivalence(model, params, batch, attention)
-    assert found.keys() == set(train_step.ARRANGEMENTS)
-    train_step.check(found)
+    batch = step_parity.four_samples(model)
+    found = step_parity.equivalence(model, params, batch, attention)
+    assert found.keys() == set(step_parity.ARRANGEMENTS)
+    step_parity.check(found)
 
 
 def test_views_that_fill_a_bucket_change_nothing(model, params):
-    batch = train_step.four_samples(model, most_crops=10)
-    own = train_step.four_samples(model)
+    batch = step_parity.four_samples(model, most_crops=10)
+    own = step_parity.four_samples(model)
     assert batch.fusion.crops.shape[0] == 40 > own.fusion.crops.shape[0]
     assert batch.llm.loss_mask.size > 1.2 * own.llm.loss_mask.size
-    train_step.check(train_step.equivalence(model, params, batch, "sdpa"))
+    step_parity.check(step_parity.equivalence(model, params, batch, "sdpa"))
 
 
 @pytest.mark.parametrize(
@@ -61,7 +61,7 @@ def test_one_weight_moved_by_a_tenth_is_another_model(model, params, path):
     from benchmarks.torch_step import TorchVLM, inputs
 
     theirs = TorchVLM(model, "sdpa")
-    batch = train_step.four_samples(model)
+    batch = step_parity.four_samples(model)
     given = inputs(batch, model.vision.tokens_per_crop)
     moved = dict(paths.flatten(params))
     moved[path] = 1.1 * moved[path]
@@ -70,7 +70,7 @@ def test_one_weight_moved_by_a_tenth_is_another_model(model, params, path):
         theirs.load(tree)
         with torch.no_grad():
             losses.append(float(theirs(given, "frugal")))
-    assert abs(losses[0] - losses[1]) > 10 * train_step.TOLERANCE["loss"]
+    assert abs(losses[0] - losses[1]) > 10 * step_parity.TOLERANCE["loss"]
 
 
 def test_another_function_is_not_timed(model, params):
@@ -81,10 +81,10 @@ def test_another_function_is_not_timed(model, params):
     other = dataclasses.replace(
         model, llm=dataclasses.replace(model.llm, blocks=blocks)
     )
-    batch = train_step.four_samples(model)
-    found = train_step.equivalence(other, params, batch, "sdpa")
+    batch = step_parity.four_samples(model)
+    found = step_parity.equivalence(other, params, batch, "sdpa")
     with pytest.raises(ValueError, match="not the same function"):
-        train_step.check(found)
+        step_parity.check(found)
 
 
 def test_gradient_errors_see_one_tensor():
