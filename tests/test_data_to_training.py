@@ -91,6 +91,7 @@ def test_what_prepare_lets_through_trains_without_a_skip(download, tmp_path, sto
     assert "image_root" not in following
 
 
+@pytest.mark.long  # test_skips has each of both
 def test_without_it_the_broken_ones_are_skipped_or_stop_the_run(download, tmp_path):
     """The same rows as they were downloaded: what `prepare` would have left out."""
     rows = json.loads((download / "llava.json").read_text())

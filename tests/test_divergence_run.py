@@ -375,6 +375,7 @@ def measure(out: Path, pairs: Path, processes: int) -> list[str]:
 
 
 @pytest.mark.slow
+@pytest.mark.long  # test_any_number_of_devices_gives_the_same has one process
 def test_two_processes_give_the_same_file_as_one(tmp_path):
     pairs = write_answers(tmp_path / "pairs.jsonl")
     alone = measure(tmp_path / "one", pairs, 1)

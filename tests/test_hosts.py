@@ -131,6 +131,7 @@ def test_a_torn_checkpoint_is_passed_over_by_all(one, tmp_path, cache):
     assert_same_training(folder, one)
 
 
+@pytest.mark.long  # test_stopping has it without a model
 def test_sigterm_before_the_first_step_ends_at_once(tmp_path, cache):
     run = Command(tmp_path / "run", cache, 1, 4)
     while not (tmp_path / "run" / "manifest.json").exists() and run.running():
