@@ -43,7 +43,7 @@ def describe() -> str:
     lines = []
     for preset in PRESETS:
         for stage in STAGES:
-            for num_queries in (1, 8, 256, 768):
+            for num_queries in QUERIES:
                 trainable, frozen = shapes(num_queries, preset, stage)
                 groups = ", ".join(f"{g} {count(t):,}" for g, t in trainable.items())
                 lines.append(

@@ -98,15 +98,11 @@ def test_a_run_compiles_nothing_after_each_shape_has_come(tmp_path, monkeypatch)
 
     monkeypatch.setattr(CompiledSteps, "compile", noted)
     config = small_config(
-        optim__steps=16,
-        data__num_records=32,
-        eval__every=4,
-        eval__questions=0,
-        checkpoint__every=16,
+        optim__steps=32, eval__every=4, eval__questions=0, checkpoint__every=32
     )
     train(config, tmp_path / "run")
     logged = [row for row in rows(tmp_path / "run") if row["split"] == "train"]
-    assert len(logged) == 16
+    assert len(logged) == 32
     # Steps, held-out evaluations and their first checkpoint have run by then.
     late = [row["compiled_programs"] for row in logged[8:]]
     shapes = len({tuple(leaf.shape for leaf in jax.tree.leaves(b)) for b in compiled})

@@ -4,6 +4,7 @@
 choices beside meshes and batch sizes.
 """
 
+import functools
 import platform
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -75,6 +76,7 @@ def with_least_remat(
     room = _least_room(rooms)
     config = config.copy_and_resolve_references()
 
+    @functools.cache
     def program(remat: str) -> Program:
         config.model.remat = remat
         return program_of(config)
@@ -90,6 +92,7 @@ def with_least_remat(
         return max(share(f"the memory that remat {remat} needs", own))
 
     remat, needed, compiled = least_remat(room, at_least, as_compiled)
+    config.model.remat = remat
     numbers = (
         f"{'' if compiled else 'at least '}{needed / GIB:.2f} GiB on each device, "
         f"{room / GIB:.2f} are free"
