@@ -39,7 +39,10 @@ ROW_AXES = {
 }
 # Rows of the language model; without sizes there is one for each sample.
 LLM_ROWS = {"llm_rows": "J"}
-_SHARED = ("crops", "fusion_length", "query_slots")
+# Crops that are not the same array; without sizes each sample's are its own.
+DISTINCT = {"distinct_crops": "U"}
+_AXES = PACKED_AXES | ROW_AXES | LLM_ROWS | DISTINCT
+_SHARED = ("crops", "distinct_crops", "fusion_length", "query_slots")
 STAGE_AXES: dict[str, tuple[str, ...]] = {
     "align": (*_SHARED, "answers", "answer_length"),
     "finetune": (*_SHARED, "llm_length", "loss_positions", "llm_rows"),
@@ -71,7 +74,9 @@ class BatchSpec:
     `crops` and `answers` count those of one host's rows together; the others are the
     length of a row. Axes that the stage does not use may stay empty. With `llm_rows`
     samples share the rows of the language model (see `packing`); its largest size is
-    then the number of a host's samples, and other LLM axes have one size.
+    then the number of a host's samples, and other LLM axes have one size. With
+    `distinct_crops` samples whose `crops` are one array share them, in batches that one
+    process collates whole.
     """
 
     batch_size: int
@@ -84,6 +89,7 @@ class BatchSpec:
     answers: tuple[int, ...] = ()
     answer_length: tuple[int, ...] = ()
     llm_rows: tuple[int, ...] = ()
+    distinct_crops: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         for field in fields(self):
@@ -102,9 +108,8 @@ class BatchSpec:
 
     def describe(self, stage: str) -> str:
         """The allowed sizes and the number of shapes, in a line for the log."""
-        letters = PACKED_AXES | ROW_AXES | LLM_ROWS
         sizes = [
-            f"{letters[axis]} {'|'.join(map(str, getattr(self, axis)))}"
+            f"{_AXES[axis]} {'|'.join(map(str, getattr(self, axis)))}"
             for axis in STAGE_AXES[stage]
             if getattr(self, axis)
         ]
@@ -120,8 +125,7 @@ class BatchSpec:
 
     def largest(self) -> "BatchSpec":
         """The same with only the largest size of each axis: one shape."""
-        axes = PACKED_AXES | ROW_AXES | LLM_ROWS
-        return replace(self, **{axis: getattr(self, axis)[-1:] for axis in axes})
+        return replace(self, **{axis: getattr(self, axis)[-1:] for axis in _AXES})
 
 
 def collate(
@@ -141,6 +145,11 @@ def collate(
     the largest bucket, or has different numbers of fusion outputs and LLM slots (the
     reference compares only the totals of a batch, so one wrong row shifts the others).
     """
+    if spec.distinct_crops and rows is not None:
+        raise ValueError(
+            "samples share crops only in a batch that one process collates whole: "
+            "leave rows out, or distinct_crops empty."
+        )
     rows = range(len(samples)) if rows is None else rows
     if not samples or len(rows) != len(samples) or max(rows) >= spec.batch_size:
         raise ValueError(
@@ -170,19 +179,22 @@ def blank_batch(
     """
     axes = [axis for axis in STAGE_AXES[stage] if getattr(spec, axis)]
     sizes = {axis: getattr(spec, axis)[-1] for axis in axes}
-    sizes = {a: n * hosts if a in PACKED_AXES else n for a, n in sizes.items()}
+    packed = PACKED_AXES | DISTINCT
+    sizes = {a: n * hosts if a in packed else n for a, n in sizes.items()}
     B, C = spec.batch_size, sizes["crops"]
+    U = sizes.get("distinct_crops", C)
 
     def zeros(*shape: int, dtype: type = np.int32) -> np.ndarray:
         return np.broadcast_to(np.zeros((), dtype), shape)
 
     fusion = FusionInput(
-        crops=zeros(C, view_size, view_size, 3, dtype=crop_dtype),
+        crops=zeros(U, view_size, view_size, 3, dtype=crop_dtype),
         crop_row=zeros(C),
         crop_rank=zeros(C),
         ids=zeros(B, sizes["fusion_length"]),
         kinds=zeros(B, sizes["fusion_length"]),
         slots=zeros(B, sizes["query_slots"]),
+        crop_index=zeros(C) if spec.distinct_crops else None,
     )
     if stage == "align":
         R, L = sizes["answers"], sizes["answer_length"]
@@ -229,21 +241,31 @@ def _chosen_sizes(samples: Sequence[Encoded], spec: BatchSpec) -> dict[str, int]
             )
     sizes = {}
     for axis in needs[0]:
-        allowed = getattr(spec, axis)
         values = [need[axis] for need in needs]
         needed = sum(values) if axis in PACKED_AXES else max(values)
-        sizes[axis] = next((size for size in allowed if size >= needed), None)
-        if sizes[axis] is None:
-            longest = samples[int(np.argmax(values))].id
-            who = f"sample {longest!r} needs {max(values)}"
-            if axis in PACKED_AXES:
-                who = f"{len(samples)} samples need {needed} together, {who}"
-            raise ValueError(
-                f"batches of this run hold {allowed or 'no'} {axis}, but {who}: start "
-                "it again with a larger --config.data.headroom (shapes are fitted to "
-                "the longest records probed), or shorten or drop the sample."
-            )
+        longest = samples[int(np.argmax(values))].id
+        who = f"sample {longest!r} needs {max(values)}"
+        if axis in PACKED_AXES:
+            who = f"{len(samples)} samples need {needed} together, {who}"
+        sizes[axis] = _chosen(spec, axis, needed, who)
+    if spec.distinct_crops:
+        there = {id(sample.crops): len(sample.crops) for sample in samples}
+        needed = sum(there.values())
+        who = f"{len(samples)} samples need {needed} together"
+        sizes["distinct_crops"] = _chosen(spec, "distinct_crops", needed, who)
     return sizes
+
+
+def _chosen(spec: BatchSpec, axis: str, needed: int, who: str) -> int:
+    allowed = getattr(spec, axis)
+    for size in allowed:
+        if size >= needed:
+            return size
+    raise ValueError(
+        f"batches of this run hold {allowed or 'no'} {axis}, but {who}: start "
+        "it again with a larger --config.data.headroom (shapes are fitted to "
+        "the longest records probed), or shorten or drop the sample."
+    )
 
 
 def _fusion_input(
@@ -254,13 +276,16 @@ def _fusion_input(
 ) -> FusionInput:
     B, C, F = len(samples), sizes["crops"], sizes["fusion_length"]
     dtype = samples[0].crops.dtype
-    crops = np.zeros((C, *samples[0].crops.shape[1:]), dtype)
+    U = sizes.get("distinct_crops", C)
+    crops = np.zeros((U, *samples[0].crops.shape[1:]), dtype)
+    crop_index = np.zeros(C, np.int32)
     crop_row = np.full(C, spec.batch_size, np.int32)
     crop_rank = np.zeros(C, np.int32)
     ids = np.zeros((B, F), np.int32)
     kinds = np.full((B, F), int(Kind.PAD), np.int32)
     slots = np.full((B, sizes["query_slots"]), F, np.int32)
-    packed = 0
+    packed, filled = 0, 0
+    firsts: dict[int, int] = {}  # where the crops of an array begin
     for row, sample in enumerate(samples):
         num_crops = len(sample.crops)
         if sample.crops.dtype != dtype:
@@ -271,7 +296,12 @@ def _fusion_input(
         if num_crops == 0:
             continue
         here = slice(packed, packed + num_crops)
-        crops[here] = sample.crops
+        first = firsts.get(id(sample.crops)) if spec.distinct_crops else None
+        if first is None:
+            first = firsts[id(sample.crops)] = filled
+            crops[first : first + num_crops] = sample.crops
+            filled += num_crops
+        crop_index[here] = first + np.arange(num_crops)
         crop_row[here] = rows[row]
         crop_rank[here] = np.arange(num_crops)
         packed += num_crops
@@ -281,7 +311,8 @@ def _fusion_input(
         ids[row, start:stop], kinds[row, start:stop] = sample.fusion
         found = fusion_slots(sample.fusion)
         slots[row, : len(found)] = start + found
-    return FusionInput(crops, crop_row, crop_rank, ids, kinds, slots)
+    index = crop_index if spec.distinct_crops else None
+    return FusionInput(crops, crop_row, crop_rank, ids, kinds, slots, index)
 
 
 def _llm_input(samples: Sequence[Encoded], sizes: dict[str, int]) -> LLMInput:

@@ -1,5 +1,6 @@
 """A record to its views and token sequences: one sample, ready to be batched."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
@@ -106,20 +107,25 @@ def see(image: ImageLike, encoding: Encoding, sample_id: str = "") -> Seen:
     return Seen(make_views(picture, **sizes), *picture.size)
 
 
-def encode(record: Record, encoding: Encoding, layout: QueryLayout) -> Encoded:
+def encode(
+    record: Record,
+    encoding: Encoding,
+    layout: QueryLayout,
+    see: Callable[[ImageLike, Encoding, str], Seen] = see,
+) -> Encoded:
     """One record -> its views and token sequences.
 
     In training, boxes in questions and answers are moved to the coordinates of the
     padded square first (spec 2.3). A sample without image trains the LLM on its answers
     like any other (the reference switches to a loss over all tokens when a whole batch
-    has no image, spec 6.6).
+    has no image, spec 6.6). `see` makes the views of its image.
 
     Raises SampleError, naming the record, for whatever is wrong with it: an image that
     is missing or unreadable, no image in stage align or with `require_image`, an empty
     or too long answer.
     """
     try:
-        return _encode(record, encoding, layout)
+        return _encode(record, encoding, layout, see)
     except Exception as error:
         named = repr(record.id) in str(error)
         text = str(error) if named else f"sample {record.id!r}: {error}"
@@ -150,7 +156,12 @@ def empty_sample(name: str, encoding: Encoding) -> Encoded:
     return Encoded(name, crops, nothing, llm=nothing)
 
 
-def _encode(record: Record, encoding: Encoding, layout: QueryLayout) -> Encoded:
+def _encode(
+    record: Record,
+    encoding: Encoding,
+    layout: QueryLayout,
+    see: Callable[[ImageLike, Encoding, str], Seen],
+) -> Encoded:
     align = encoding.stage == "align"
     if record.image is None:
         if align or encoding.require_image:

@@ -3,6 +3,7 @@
 Letters, the same in annotations, einsums and tests:
 
     B batch      V views (crops) of a sample   C crops of a batch, packed
+    U different crops of a batch
     P patches    G patch-grid side             T tokens (of a crop, or of a text)
     M queries of a first question              K query slots of a sample
     F fusion sequence    S LLM sequence        A loss positions
@@ -82,19 +83,22 @@ class FusionInput(NamedTuple):
     the vision tower; `crop_row[c]` is the sample of crop c and `crop_rank[c]` its rank
     among the crops of that sample (0 is the global view). A crop that only fills a
     bucket has `crop_row == B` and is dropped when it is scattered. Crops are normalised
-    pixels, or uint8 ones that the vision tower normalises.
+    pixels, or uint8 ones that the vision tower normalises. Where samples ask about the
+    same image its crops may be there once: then `crop_index[c]` says which of `crops`
+    c is (None: each is its own, U = C).
 
     Row b of the sequence is [vision tokens | question tokens and query slots | PAD];
     `ids` is 0 at vision tokens. `slots[b]` lists the positions (in the row) of the
     query slots and ⟨eos⟩ in order; places that only fill the bucket hold F.
     """
 
-    crops: Float[Any, "C height width 3"] | UInt8[Any, "C height width 3"]
+    crops: Float[Any, "U height width 3"] | UInt8[Any, "U height width 3"]
     crop_row: Int[Any, " C"]
     crop_rank: Int[Any, " C"]
     ids: Int[Any, "B F"]
     kinds: Int[Any, "B F"]
     slots: Int[Any, "B K"]
+    crop_index: Int[Any, " C"] | None = None
 
 
 class Packing(NamedTuple):

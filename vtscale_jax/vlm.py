@@ -52,8 +52,11 @@ def fuse(
 
     A sample without crops has a row of kind PAD: fully masked, finite, read by nothing.
     """
+    tokens = vision(inputs.crops).tokens
+    if inputs.crop_index is not None:
+        tokens = tokens[inputs.crop_index]
     rows = pack_crops(
-        vision(inputs.crops).tokens,
+        tokens,
         fusion.embed(inputs.ids),
         inputs.crop_row,
         inputs.crop_rank,

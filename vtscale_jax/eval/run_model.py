@@ -2,7 +2,8 @@
 
 Every batch has the same number of rows; the lengths of its texts are the smallest of a
 ladder that hold them, so tasks with questions of all lengths compile a bounded number
-of programs, and what a question gets does not depend on those beside it.
+of programs, and what a question gets does not depend on those beside it. An image that
+several questions of a batch are about goes through the vision tower once.
 """
 
 import re
@@ -15,8 +16,8 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from vtscale_jax.assemble import prompts_encoding
-from vtscale_jax.collate import PACKED_AXES, BatchSpec, Encoded, collate, needs_of
-from vtscale_jax.encoding import Encoding, encode
+from vtscale_jax.collate import BatchSpec, Encoded, collate, needs_of
+from vtscale_jax.encoding import Encoding, Seen, encode, see
 from vtscale_jax.eval.decoding import answers, greedy
 from vtscale_jax.eval.models import Answer, Question
 from vtscale_jax.run_folder import RunFolder
@@ -59,8 +60,9 @@ class RunModel:
 
     def answer(self, questions: Sequence[Question]) -> list[Answer]:
         """The greedy answers. SampleError for a question that cannot be encoded."""
+        see = _see_once()
         samples = [
-            encode(_record(i, question), self._encoding, self._layout)
+            encode(_record(i, question), self._encoding, self._layout, see)
             for i, question in enumerate(questions)
         ]
         # The last batch is filled up with its last question: one shape, one program.
@@ -83,17 +85,20 @@ class RunModel:
     def _spec(self, samples: Sequence[Encoded]) -> BatchSpec:
         tokens_per_crop = self._config.vision.tokens_per_crop
         needs = [needs_of(sample, tokens_per_crop) for sample in samples]
-        sizes = {}
+        rows = len(samples)
+        # Crops lie spread over the devices: so many for each row, on average. Places of
+        # crops cost nothing: there are always the most.
+        images = {id(sample.crops): len(sample.crops) for sample in samples}
+        distinct = rows * max(1, -(-sum(images.values()) // rows))
+        places = rows * (1 + self._encoding.max_local_views)
+        sizes = {"crops": (places,), "distinct_crops": (distinct,)}
         for axis in needs[0]:
             values = [need[axis] for need in needs]
             if axis == "query_slots":
                 sizes[axis] = (max(1, *values),)
-            elif axis in PACKED_AXES:
-                # Crops lie spread over the devices: so many for each row, on average.
-                sizes[axis] = (len(samples) * max(1, -(-sum(values) // len(samples))),)
-            else:
+            elif axis not in sizes:
                 sizes[axis] = (rung(max(values), SHORTEST),)
-        return BatchSpec(len(samples), tokens_per_crop, **sizes)
+        return BatchSpec(rows, tokens_per_crop, **sizes)
 
 
 def open_run_model(run: Path, config: ConfigDict, batch_size: int) -> RunModel:
@@ -169,6 +174,19 @@ def _record(i: int, question: Question) -> Record:
     return as_prompt(
         Record(f"item {i} of the batch", image, (Turn(question.text, ""),))
     )
+
+
+def _see_once() -> Callable[[Any, Encoding, str], Seen]:
+    """`encoding.see` that gives an image with the same pixels the same views."""
+    seen: dict[Any, Seen] = {}
+
+    def once(image: np.ndarray, encoding: Encoding, sample_id: str) -> Seen:
+        pixels = (image.shape, image.tobytes())
+        if pixels not in seen:
+            seen[pixels] = see(image, encoding, sample_id)
+        return seen[pixels]
+
+    return once
 
 
 def _answer(sample: Encoded, question: Question, text: str, ended: bool) -> Answer:
