@@ -10,15 +10,21 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 from running import ROOT, free_port
 from small_runs import rows, small_config
 from xla_flags import xla_flags
 
+from vtscale_jax.assemble import family_questions
 from vtscale_jax.eval.__main__ import main
 from vtscale_jax.eval.ledger import Ledger
+from vtscale_jax.eval.models import Question
+from vtscale_jax.eval.run_model import open_run_model
 from vtscale_jax.scaling.vlmevalkit import read_results
 from vtscale_jax.train import train
+from vtscale_jax.trained import run_config
 
 GOLDEN = Path(__file__).parent / "golden" / "eval"
 SHIPPED = {
@@ -108,6 +114,45 @@ def test_the_batch_size_changes_nothing(run, data, tmp_path, capsys, batch_size)
             row = json.loads(line)
             found[row["index"]] = (row["prediction"], bool(row["score"]))
     assert found == said_by_run
+
+
+def test_an_image_is_looked_at_once_in_a_batch(run):
+    """Questions about three pages, mixed; each page comes anew with each question."""
+    config = run_config(run)
+    families = ("locate", "exists", "read")
+    records = family_questions(config, 3, "quick", families)
+    asked = [
+        Question((Image.fromarray(record.image),), record.turns[0].question, 12)
+        for record in records
+    ]
+    assert len({one.images[0].tobytes() for one in asked}) == 3
+    batches = []
+
+    def answered(size, questions):
+        model = open_run_model(run, config, size)
+        place = model._place
+        model._place = lambda batch: batches.append(batch) or place(batch)
+        starts = range(0, len(questions), size)
+        return [a for i in starts for a in model.answer(questions[i : i + size])]
+
+    alone = answered(1, asked)
+    batches.clear()
+    together = answered(9, asked)
+    assert together == alone
+    assert len({answer.text for answer in alone}) > 3
+    # Nine questions about three pages of ten views: 30, in whole rows of nine.
+    (batch,) = batches
+    assert batch.fusion.crops.shape[0] == 36
+    assert np.array_equal(batch.fusion.crop_row[:90], np.repeat(np.arange(9), 10))
+    # One pixel is another image, and questions that fill a batch cost no views.
+    batches.clear()
+    pixels = np.array(asked[0].images[0])
+    pixels[0, 0] ^= 1
+    near = asked[0]._replace(images=(Image.fromarray(pixels),))
+    answered(8, [asked[0], near, asked[1]])
+    assert batches[0].fusion.crops.shape[0] == 32
+    assert batches[0].fusion.crop_index[:30].tolist() == list(range(30))
+    assert batches[0].fusion.crop_index[30:].tolist() == 5 * list(range(20, 30))
 
 
 def test_other_inputs_differ_and_are_compared(run, tmp_path, capsys):

@@ -192,6 +192,25 @@ def test_remat_and_unroll_change_nothing(params):
         assert ("remat" in str(jaxpr)) == ("remat" in more)
 
 
+def test_shared_crops_are_seen_as_if_they_were_each_one_s_own(params):
+    rng = np.random.default_rng(12)
+    samples = [tiny.sample(rng, LAYOUT, crops=crops) for crops in (3, 2, 3)]
+    samples[2] = samples[2]._replace(crops=samples[0].crops)
+    plain = tiny.collate(samples, tiny.SPEC)
+    shared = tiny.collate(samples, dataclasses.replace(tiny.SPEC, distinct_crops=(6,)))
+    assert len(plain.fusion.crops) == 12 and len(shared.fusion.crops) == 6
+
+    def logits(batch):
+        return np.asarray(VLM(CONFIG).apply({"params": params}, batch))
+
+    np.testing.assert_allclose(logits(shared), logits(plain), rtol=1e-5, atol=1e-6)
+    # Control: the third sample's crops taken for the second's.
+    index = shared.fusion.crop_index.at[5].set(3)
+    other = shared._replace(fusion=shared.fusion._replace(crop_index=index))
+    wrong = ~np.isclose(logits(other), logits(plain), rtol=1e-3, atol=1e-3)
+    assert wrong[2].any() and not wrong[:2].any()
+
+
 def test_greedy_decoding_equals_full_recomputation(params):
     rng = np.random.default_rng(11)
     samples = []
