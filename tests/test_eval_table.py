@@ -15,7 +15,10 @@ from benchmark_tables import (
     question_rows,
     write_table,
 )
+from PIL import Image
 
+from vtscale_jax.eval.benchmarks import items
+from vtscale_jax.eval.benchmarks.images import images_seen
 from vtscale_jax.eval.benchmarks.table import CAPTION_QUESTION, read_table
 from vtscale_jax.eval.benchmarks.tasks import get_task
 from vtscale_jax.eval.benchmarks.tsv import TableError, records, unquoted
@@ -161,6 +164,29 @@ def test_a_reference_may_lead_to_another(tmp_path):
     table = read(tmp_path, rows)
     assert table.images(0) == table.images(2) == (image_bytes(3),)
     assert table.images(1) == (image_bytes(1),)
+
+
+def test_rows_about_one_image_have_it_decoded_once(tmp_path, monkeypatch):
+    """Rows 0 and 1 name row 3's image, row 2 has one like it in a cell of its own."""
+    rows = question_rows(6)
+    rows[0]["image"] = rows[1]["image"] = "3"
+    rows[2]["image"] = encoded(image_bytes(3))
+    file = write_table(tmp_path / "OCRVQA_TESTCORE.tsv", rows)
+    read = []
+
+    def images_read(table, row, version):
+        read.append(row)
+        return images_seen(table, row, version)
+
+    monkeypatch.setattr(items, "images_seen", images_read)
+    found = items.BenchmarkItems.read(OCRVQA, file, "current")
+    for i in (0, 1, 2, 3, 4, 3, 0):
+        (image,) = found.question(i).images
+        seed = 3 if i < 4 else i
+        expected = Image.open(io.BytesIO(image_bytes(seed)))
+        assert np.array_equal(np.asarray(image), np.asarray(expected)), i
+    assert read == [0, 2, 3, 4, 3]
+    assert found.table.same_images(0, 3) and not found.table.same_images(0, 2)
 
 
 def test_a_reference_has_at_most_64_characters(tmp_path):

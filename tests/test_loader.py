@@ -8,8 +8,8 @@ import pytest
 from test_tokens import word_tokenizer
 
 from vtscale_jax.buckets import fit_buckets
-from vtscale_jax.collate import BatchSpec, Encoded, blank_batch, collate
-from vtscale_jax.encoding import Encoding, SampleError, Seen, encode
+from vtscale_jax.collate import BatchSpec, Encoded, collate
+from vtscale_jax.encoding import Encoding, SampleError, encode
 from vtscale_jax.loader import Stream
 from vtscale_jax.tokens import (
     QueryLayout,
@@ -285,46 +285,6 @@ def test_rows_of_a_batch():
         where = llm.loss_positions[row][llm.loss_mask[row]]
         what = llm.loss_targets[row][llm.loss_mask[row]]
         assert np.array_equal(llm.ids[row, where + 1], what)
-
-
-def test_samples_may_share_their_crops():
-    """Crops that are one array are there once; without sizes for that, each has its
-    own. What a place shows is the same."""
-    first, other = (encode(sample(n), ADAPT, LAYOUT) for n in (5, 0))
-    # The same image again: another question, the same array of crops.
-    again = encode(sample(2), ADAPT, LAYOUT, lambda *_: Seen(first.crops, VIEW, VIEW))
-    equal = other._replace(id="equal", crops=other.crops.copy())
-    blind = encode(sample(7, image=False), ADAPT, LAYOUT)
-    samples = [first, other, blind, again, equal]
-    plain = collate(samples, replace(SPEC, batch_size=5))
-    spec = replace(SPEC, batch_size=5, distinct_crops=(4, 7, 12))
-    shared = collate(samples, spec)
-    assert again.crops is first.crops
-    assert len(plain.fusion.crops) == 12 and plain.fusion.crop_index is None
-    assert len(shared.fusion.crops) == 7  # 3 of two samples, 2 and 2
-    index = shared.fusion.crop_index
-    assert index.tolist() == [0, 1, 2, 3, 4, 0, 1, 2, 5, 6, 0, 0]
-    used = shared.fusion.crop_row < 5
-    assert used.sum() == 10
-    assert np.array_equal(shared.fusion.crops[index][used], plain.fusion.crops[used])
-    rest = shared._replace(
-        fusion=shared.fusion._replace(crops=plain.fusion.crops, crop_index=None)
-    )
-    assert_equal(rest, plain)
-    blank = blank_batch(spec, "adapt", VIEW)
-    shapes = {name: leaf.shape for name, leaf in leaves(blank).items()}
-    forced = collate(samples, spec.largest())
-    assert shapes == {name: leaf.shape for name, leaf in leaves(forced).items()}
-    assert "U 4|7|12" in spec.describe("adapt")
-
-
-def test_shared_crops_that_do_not_fit():
-    samples = [encode(sample(n), ADAPT, LAYOUT) for n in (0, 5)]
-    few = replace(SPEC, distinct_crops=(4,))
-    with pytest.raises(ValueError, match="distinct_crops, but 2 samples need 5 toget"):
-        collate(samples, few)
-    with pytest.raises(ValueError, match="one process collates whole"):
-        collate(samples, replace(SPEC, distinct_crops=(6,)), rows=(0, 1))
 
 
 def test_answers_point_at_their_questions():

@@ -5,6 +5,8 @@ import functools
 from collections.abc import Sequence
 from pathlib import Path
 
+from PIL.Image import Image
+
 from vtscale_jax.eval.benchmarks.images import images_seen
 from vtscale_jax.eval.benchmarks.predictions import Predictions, raw_predictions
 from vtscale_jax.eval.benchmarks.prompts import prompt
@@ -25,6 +27,10 @@ class BenchmarkItems:
     table: Table
     version: Version
     number: int
+    # The row that was read last and its images: rows about one image stand together.
+    _last: list[tuple[int, tuple[Image, ...]]] = dataclasses.field(
+        default_factory=list, compare=False, repr=False
+    )
 
     @classmethod
     def read(
@@ -85,7 +91,11 @@ class BenchmarkItems:
         """Row i: its images as a model inside VLMEvalKit sees them, and its prompt.
         ImageError or TableError for a row whose images cannot be read."""
         task = self.table.task
-        images = images_seen(self.table, i, self.version)
+        last = self._last[0] if self._last else None
+        if last is None or not self.table.same_images(last[0], i):
+            last = (i, images_seen(self.table, i, self.version))
+            self._last[:] = [last]
+        _, images = last
         return Question(images, prompt(task, self.table.row(i)), task.max_new_tokens)
 
     def score(self, predictions: Sequence[str]) -> Scored:

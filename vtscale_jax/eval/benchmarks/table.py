@@ -86,6 +86,11 @@ class Table:
         source = self._sources[i]
         return source.images if isinstance(source, _Cell) else len(source)
 
+    def same_images(self, i: int, j: int) -> bool:
+        """Whether rows i and j (from 0) have the very same image cells or files: one
+        names the other's, or both a third's."""
+        return self._sources[i] == self._sources[j]
+
     def images(self, i: int) -> tuple[bytes, ...]:
         """The image files of row i (from 0), in order, read now. TableError when the
         table was changed since it was read or an image file is not there."""
