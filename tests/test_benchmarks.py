@@ -523,6 +523,14 @@ def test_one_step_has_a_target_of_utilisation():
     assert found[0].text == "55.0%" and found[3].text == "0.9 ×"
 
 
+def test_a_run_that_was_not_measured_has_no_figure():
+    row = {"config": "configs/m16.py", "planned": 100, "taken": 104}
+    missing = record.not_measured("configs/m64.py:smol", "no weights of SmolLM2")
+    (figure,) = figures.of("run_memory", {"rows": [row, missing]})
+    assert figure.what == "configs/m16.py: memory beside the plan"
+    assert figures.of("run_memory", {"rows": [missing]}) == []
+
+
 def test_a_result_of_another_form_is_named():
     with pytest.raises(figures.FigureError, match="known of 'other', expected one of"):
         figures.of("other", {})
