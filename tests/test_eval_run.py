@@ -18,6 +18,7 @@ from small_runs import rows, small_config
 from xla_flags import xla_flags
 
 from vtscale_jax.assemble import family_questions
+from vtscale_jax.eval import decoding
 from vtscale_jax.eval.__main__ import main
 from vtscale_jax.eval.ledger import Ledger
 from vtscale_jax.eval.models import Question
@@ -153,6 +154,12 @@ def test_an_image_is_looked_at_once_in_a_batch(run):
     assert batches[0].fusion.crops.shape[0] == 32
     assert batches[0].fusion.crop_index[:30].tolist() == list(range(30))
     assert batches[0].fusion.crop_index[30:].tolist() == 5 * list(range(20, 30))
+    # However many images there are, only the vision tower is compiled for them.
+    written = decoding._write._cache_size()
+    answered(8, asked[:1] * 8)
+    answered(8, asked[:3])
+    assert len({len(batch.fusion.crops) for batch in batches}) == 3
+    assert decoding._write._cache_size() == written
 
 
 def test_other_inputs_differ_and_are_compared(run, tmp_path, capsys):

@@ -47,7 +47,7 @@ def logits(params, batch, config=CONFIG):
 
 
 def _fuse(model, inputs):
-    return fuse(model.vision, model.fusion, inputs)
+    return fuse(model.look(inputs.crops), model.fusion, inputs)
 
 
 @jax.jit

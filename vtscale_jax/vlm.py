@@ -45,16 +45,23 @@ class ModelConfig:
             )
 
 
+def look(
+    vision: VisionTower,
+    crops: Float[Array, "U height width 3"] | UInt8[Array, "U height width 3"],
+    crop_index: Int[Array, " C"] | None,
+) -> Float[Array, "C T D"]:
+    """Vision tokens of the crops that samples have (see `types.FusionInput`)."""
+    tokens = vision(crops).tokens
+    return tokens if crop_index is None else tokens[crop_index]
+
+
 def fuse(
-    vision: VisionTower, fusion: FusionDecoder, inputs: FusionInput
+    tokens: Float[Array, "C T D"], fusion: FusionDecoder, inputs: FusionInput
 ) -> Float[Array, "B F D"]:
-    """Crops and questions → fusion states after the final norm, whole rows.
+    """Vision tokens and questions → fusion states after the final norm, whole rows.
 
     A sample without crops has a row of kind PAD: fully masked, finite, read by nothing.
     """
-    tokens = vision(inputs.crops).tokens
-    if inputs.crop_index is not None:
-        tokens = tokens[inputs.crop_index]
     rows = pack_crops(
         tokens,
         fusion.embed(inputs.ids),
@@ -126,10 +133,14 @@ class VLM(nn.Module):
         )
         return lay(x, "batch", None, None)
 
-    def query_vectors(self, inputs: FusionInput) -> Float[Array, "B K E"]:
+    def query_vectors(
+        self, inputs: FusionInput, tokens: Float[Array, "C T D"] | None = None
+    ) -> Float[Array, "B K E"]:
         """What the LLM sees of the images: fusion outputs at the query slots,
-        projected."""
-        states = fuse(self.vision, self.fusion, inputs)
+        projected. With `tokens`, those of `look`, crops are not read again."""
+        if tokens is None:
+            tokens = self.look(inputs.crops, inputs.crop_index)
+        states = fuse(tokens, self.fusion, inputs)
         self.sow("intermediates", "fused", states)
         vectors = self.projector(take_slots(states, inputs.slots))
         self.sow("intermediates", "projected", vectors)
@@ -137,10 +148,11 @@ class VLM(nn.Module):
 
     def look(
         self,
-        crops: Float[Array, "C height width 3"] | UInt8[Array, "C height width 3"],
+        crops: Float[Array, "U height width 3"] | UInt8[Array, "U height width 3"],
+        crop_index: Int[Array, " C"] | None = None,
     ) -> Float[Array, "C T D"]:
         """Vision tokens of crops: the first half of `query_vectors`."""
-        return self.vision(crops).tokens
+        return look(self.vision, crops, crop_index)
 
     def ask(
         self,
@@ -201,7 +213,9 @@ class AlignModel(nn.Module):
 
     def __call__(self, batch: Batch) -> AlignOutput:
         answers = batch.answers
-        states = fuse(self.vision, self.fusion, batch.fusion)
+        inputs = batch.fusion
+        tokens = look(self.vision, inputs.crops, inputs.crop_index)
+        states = fuse(tokens, self.fusion, inputs)
         slots = take_slots(states, batch.fusion.slots)
         self.sow("intermediates", "fused", states)
         keep = (answers.kinds & Kind.PAD) == 0

@@ -5,15 +5,15 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from jaxtyping import Array, Int
+from jaxtyping import Array, Float, Int
 from transformers import PreTrainedTokenizerBase
 
+from vtscale_jax.conversation import look
 from vtscale_jax.generate import generate
 from vtscale_jax.types import Batch, Kind
 from vtscale_jax.vlm import VLM, ModelConfig
 
 
-@functools.partial(jax.jit, static_argnames=("config", "max_new_tokens", "eos_id"))
 def greedy(
     params: dict,
     batch: Batch,
@@ -25,10 +25,36 @@ def greedy(
     """The most likely continuation of every prompt of the batch, token by token.
 
     Prompts are right-padded and may differ in length. After ⟨eos⟩ a row is filled with
-    `eos_id`. Vision and fusion run once.
+    `eos_id`. Vision and fusion run once. The vision tower is a program of its own: how
+    many different crops there are varies from batch to batch, and what is compiled for
+    each number is the smaller part.
     """
+    inputs = batch.fusion
+    seeing = {"vision": params["vision"]}
+    tokens = look(seeing, inputs.crops, inputs.crop_index, config=config)
+    seen = inputs._replace(crops=np.zeros((0, 1, 1, 3), np.float32), crop_index=None)
+    return _write(
+        {name: params[name] for name in ("fusion", "projector", "llm")},
+        batch._replace(fusion=seen),
+        tokens,
+        config=config,
+        max_new_tokens=max_new_tokens,
+        eos_id=eos_id,
+    )
+
+
+@functools.partial(jax.jit, static_argnames=("config", "max_new_tokens", "eos_id"))
+def _write(
+    params: dict,
+    batch: Batch,
+    tokens: Float[Array, "C T D"],
+    *,
+    config: ModelConfig,
+    max_new_tokens: int,
+    eos_id: int,
+) -> Int[Array, "B N"]:
     vectors: Any = VLM(config).apply(
-        {"params": params}, batch.fusion, method=VLM.query_vectors
+        {"params": params}, batch.fusion, tokens, method=VLM.query_vectors
     )
     return generate(
         params["llm"],

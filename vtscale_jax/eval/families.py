@@ -6,7 +6,7 @@ seeing is the difference.
 """
 
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import jax
 from tqdm import tqdm
@@ -70,7 +70,7 @@ class Answerer(NamedTuple):
                 self.place(collate(samples, self.spec)),
                 config=self.model,
                 max_new_tokens=self.max_new_tokens,
-                eos_id=self.tokenizer.eos_token_id,
+                eos_id=cast(int, self.tokenizer.eos_token_id),
             )
             made += answers(self.fetch(tokens), self.tokenizer)[: len(chunk)]
         return made
