@@ -274,6 +274,11 @@ def of(name: str, result: Mapping[str, Any]) -> list[Figure]:
         return list(READERS[name](result))
     except KeyError as error:
         raise FigureError(f"the result of {name} has no field {error}") from error
+    except (AttributeError, TypeError) as error:
+        raise FigureError(
+            f"the result of {name} has a field of another form ({error}): it was "
+            "written by another version; measure it again"
+        ) from error
 
 
 def machine(result: Mapping[str, Any]) -> str:

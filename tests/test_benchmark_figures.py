@@ -65,3 +65,6 @@ def test_a_result_of_another_form_is_named():
         figures.of("other", {})
     with pytest.raises(figures.FigureError, match="loader has no field 'images_per"):
         figures.of("loader", {})
+    before = {"batch_8_over_one_by_one": 2.4, "table": {}}
+    with pytest.raises(figures.FigureError, match="evaluation has a field of another"):
+        figures.of("evaluation", before)

@@ -1,5 +1,6 @@
 """`eval run` on a run: the same answers whatever the batch, the hosts, or a kill."""
 
+import dataclasses
 import json
 import os
 import random
@@ -131,6 +132,7 @@ def test_an_image_is_looked_at_once_in_a_batch(run):
 
     def answered(size, questions):
         model = open_run_model(run, config, size)
+        model._encoding = dataclasses.replace(model._encoding, require_image=False)
         place = model._place
         model._place = lambda batch: batches.append(batch) or place(batch)
         starts = range(0, len(questions), size)
@@ -154,6 +156,13 @@ def test_an_image_is_looked_at_once_in_a_batch(run):
     assert batches[0].fusion.crops.shape[0] == 32
     assert batches[0].fusion.crop_index[:30].tolist() == list(range(30))
     assert batches[0].fusion.crop_index[30:].tolist() == 5 * list(range(20, 30))
+    # Questions without an image, beside others and alone.
+    blind = [one._replace(images=()) for one in asked[:3]]
+    mixed = [blind[0], asked[0], blind[1], asked[1], blind[2]]
+    expected = answered(1, mixed)
+    assert answered(8, mixed) == expected
+    assert answered(8, blind) == expected[::2]
+    assert [one.vision_tokens for one in expected] == [0, 16, 0, 16, 0]
     # However many images there are, only the vision tower is compiled for them.
     batches.clear()
     same = [asked[0]._replace(images=one.images) for one in asked[:3]]
@@ -242,12 +251,15 @@ def test_what_cannot_be_asked_is_refused_before(run, data, tmp_path, capsys):
 
 
 class Evaluation:
-    """The command as child processes."""
+    """The command as child processes; four questions of POPE share each image."""
 
-    def __init__(self, run, out, cache, processes=1, devices=1):
+    TASKS = ("read", "POPE")
+
+    def __init__(self, run, data, out, cache, processes=1, devices=1):
         port = free_port()
         command = [sys.executable, "-m", "vtscale_jax.eval", "run", "--run", str(run)]
-        command += ["--tasks", "read,exists", "--batch_size", "4", "--out", str(out)]
+        command += ["--tasks", ",".join(self.TASKS), "--data", str(data)]
+        command += ["--batch_size", "4", "--out", str(out)]
         self.children = []
         for index in range(processes):
             environment = os.environ | {
@@ -278,24 +290,24 @@ class Evaluation:
 
 
 @pytest.fixture(scope="module")
-def whole(run, tmp_path_factory):
+def whole(run, data, tmp_path_factory):
     """The tasks of `Evaluation`, asked in one go by one process."""
     out = tmp_path_factory.mktemp("whole")
-    asked = ("--run", run, "--tasks", "read,exists", "--batch_size", "4")
-    assert main([*map(str, ("run", *asked, "--out", out))]) == 0
+    asked = ("--run", run, "--tasks", ",".join(Evaluation.TASKS), "--data", data)
+    assert main([*map(str, ("run", *asked, "--batch_size", 4, "--out", out))]) == 0
     return out / "m16-embedded-vqq"
 
 
 @pytest.mark.slow
 def test_a_kill_at_any_moment_loses_and_doubles_nothing(
-    run, whole, tmp_path, tmp_path_factory
+    run, data, whole, tmp_path, tmp_path_factory
 ):
     cache = tmp_path_factory.mktemp("cache")
     folder = tmp_path / "m16-embedded-vqq"
     rng = random.Random(3)
     ledger = Ledger(folder / "read" / "ledger.jsonl")
     for least in (1, 5):
-        started = Evaluation(run, tmp_path, cache)
+        started = Evaluation(run, data, tmp_path, cache)
         while len(ledger.read()) < least:
             assert started.children[0].poll() is None, started.finish()
             time.sleep(0.01)
@@ -305,21 +317,21 @@ def test_a_kill_at_any_moment_loses_and_doubles_nothing(
         # As if a line had been half written.
         with ledger.file.open("ab") as file:
             file.write(b'{"index": "read-hel')
-    Evaluation(run, tmp_path, cache).finish()
-    for task in ("read", "exists"):
+    Evaluation(run, data, tmp_path, cache).finish()
+    for task, number in (("read", 12), ("POPE", 48)):
         lines = (folder / task / "ledger.jsonl").read_text().splitlines()
         indices = [json.loads(line)["index"] for line in lines]
-        assert len(indices) == len(set(indices)) == 12
+        assert len(indices) == len(set(indices)) == number
         assert entries(folder, task) == entries(whole, task)
         assert scores(folder, task) == scores(whole, task)
 
 
 @pytest.mark.slow
-def test_two_processes_answer_as_one(run, whole, tmp_path, tmp_path_factory):
+def test_two_processes_answer_as_one(run, data, whole, tmp_path, tmp_path_factory):
     cache = tmp_path_factory.mktemp("cache")
-    outputs = Evaluation(run, tmp_path, cache, processes=2, devices=2).finish()
+    outputs = Evaluation(run, data, tmp_path, cache, processes=2, devices=2).finish()
     assert "Results:" in outputs[0] and "Results:" not in outputs[1]
     folder = tmp_path / "m16-embedded-vqq"
-    for task in ("read", "exists"):
+    for task in Evaluation.TASKS:
         assert entries(folder, task) == entries(whole, task)
         assert scores(folder, task) == scores(whole, task)

@@ -179,8 +179,7 @@ def blank_batch(
     """
     axes = [axis for axis in STAGE_AXES[stage] if getattr(spec, axis)]
     sizes = {axis: getattr(spec, axis)[-1] for axis in axes}
-    packed = PACKED_AXES | DISTINCT
-    sizes = {a: n * hosts if a in packed else n for a, n in sizes.items()}
+    sizes = {a: n * hosts if a in PACKED_AXES else n for a, n in sizes.items()}
     B, C = spec.batch_size, sizes["crops"]
     U = sizes.get("distinct_crops", C)
 
@@ -250,8 +249,9 @@ def _chosen_sizes(samples: Sequence[Encoded], spec: BatchSpec) -> dict[str, int]
         sizes[axis] = _chosen(spec, axis, needed, who)
     if spec.distinct_crops:
         there = {id(sample.crops): len(sample.crops) for sample in samples}
-        needed = sum(there.values())
-        who = f"{len(samples)} samples need {needed} together"
+        needed, longest = sum(there.values()), max(samples, key=lambda s: len(s.crops))
+        who = f"{len(samples)} samples need {needed} together, sample {longest.id!r} "
+        who += f"needs {len(longest.crops)}"
         sizes["distinct_crops"] = _chosen(spec, "distinct_crops", needed, who)
     return sizes
 

@@ -170,15 +170,9 @@ class TextConversation:
 
 
 @functools.partial(jax.jit, static_argnames="config")
-def look(
-    params: Mapping[str, Any],
-    crops: jax.Array,
-    crop_index: jax.Array | None = None,
-    *,
-    config: ModelConfig,
-) -> Any:
+def look(params: Mapping[str, Any], crops: jax.Array, *, config: ModelConfig) -> Any:
     """Vision tokens of crops: `VLM.look` as a program."""
-    return VLM(config).apply({"params": params}, crops, crop_index, method=VLM.look)
+    return VLM(config).apply({"params": params}, crops, method=VLM.look)
 
 
 @functools.partial(jax.jit, static_argnames="config", donate_argnames="caches")

@@ -6,6 +6,7 @@ of programs, and what a question gets does not depend on those beside it. An ima
 several questions of a batch are about goes through the vision tower once.
 """
 
+import hashlib
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -60,9 +61,9 @@ class RunModel:
 
     def answer(self, questions: Sequence[Question]) -> list[Answer]:
         """The greedy answers. SampleError for a question that cannot be encoded."""
-        see = _see_once()
+        see_once = _see_once()
         samples = [
-            encode(_record(i, question), self._encoding, self._layout, see)
+            encode(_record(i, question), self._encoding, self._layout, see_once)
             for i, question in enumerate(questions)
         ]
         # The last batch is filled up with its last question: one shape, one program.
@@ -87,7 +88,8 @@ class RunModel:
         needs = [needs_of(sample, tokens_per_crop) for sample in samples]
         rows = len(samples)
         # Crops lie spread over the devices: so many for each row, on average. Places of
-        # crops cost nothing: there are always the most.
+        # crops cost little beside the vision tower: there are always the most, so that
+        # only the vision tower is compiled for another number of crops.
         images = {id(sample.crops): len(sample.crops) for sample in samples}
         distinct = rows * max(1, -(-sum(images.values()) // rows))
         places = rows * (1 + self._encoding.max_local_views)
@@ -181,7 +183,7 @@ def _see_once() -> Callable[[Any, Encoding, str], Seen]:
     seen: dict[Any, Seen] = {}
 
     def once(image: np.ndarray, encoding: Encoding, sample_id: str) -> Seen:
-        pixels = (image.shape, image.tobytes())
+        pixels = (image.shape, hashlib.sha256(image.tobytes()).digest())
         if pixels not in seen:
             seen[pixels] = see(image, encoding, sample_id)
         return seen[pixels]

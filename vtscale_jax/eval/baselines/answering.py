@@ -175,7 +175,8 @@ class LlavaModel:
         slots = np.full((size, self._num_vectors), length, np.int32)
         keys = np.zeros((size, 2), np.uint32)
         pixels = np.zeros((size, self._side, self._side, 3), np.float32)
-        seen: dict[int, int] = {}  # rows of images by identity: fillers are not new
+        # Rows of images by identity: those of fillers and shared cells are not new.
+        seen: dict[int, int] = {}
         for row, (question, (before, after)) in enumerate(
             zip(questions, prompts, strict=True)
         ):

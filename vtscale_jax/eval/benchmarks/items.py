@@ -29,7 +29,7 @@ class BenchmarkItems:
     number: int
     # The row that was read last and its images: rows about one image stand together.
     _last: list[tuple[int, tuple[Image, ...]]] = dataclasses.field(
-        default_factory=list, compare=False, repr=False
+        default_factory=list, init=False, compare=False, repr=False
     )
 
     @classmethod
