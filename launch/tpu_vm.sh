@@ -80,8 +80,15 @@ install() {
   if [[ -n ${SOURCE:-} ]]; then
     source="git clone -q --depth 1 $(printf %q "$SOURCE") vtscale_jax"
   else
-    # What git keeps or would keep; a file deleted since is no error.
-    git -C "$root" ls-files -z --cached --others --exclude-standard |
+    # What git keeps or would keep, but no virtual environment of whatever name; a file
+    # deleted since is no error.
+    local without=(--exclude-standard) environment
+    for environment in "$root"/*/pyvenv.cfg; do
+      [[ -e $environment ]] || continue # the pattern itself, where there is none
+      environment=${environment%/pyvenv.cfg}
+      without+=(--exclude "/${environment##*/}/")
+    done
+    git -C "$root" ls-files -z --cached --others "${without[@]}" |
       tar -C "$root" --null --ignore-failed-read -T - -czf "$archive"
     tpu scp "$archive" "$name:vtscale_jax.tar.gz" --worker=all || return
     source="mkdir vtscale_jax && tar -C vtscale_jax -xzf vtscale_jax.tar.gz"

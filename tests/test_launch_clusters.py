@@ -4,6 +4,7 @@ gcloud that do what is asked on this machine, and against the schemas of Kuberne
 import copy
 import json
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -269,6 +270,23 @@ def test_a_slice_is_made_and_trains(tmp_path, tpu):
     assert [c[0] for c in calls(tmp_path)].count("create") == 1
     assert tpu_vm(tmp_path, tpu, "one", "delete")[0] == 0
     assert not (tmp_path / "slice").exists()
+
+
+def test_virtual_environments_stay_here(tmp_path, tpu):
+    """Of a checkout with one of an unusual name, half a gigabyte in a real one."""
+    checkout = tmp_path / "check out"
+    (checkout / "launch").mkdir(parents=True)
+    shutil.copy(LAUNCH / "tpu_vm.sh", checkout / "launch")
+    for name in ("my env/pyvenv.cfg", "my env/lib/large.py", "data/kept.txt"):
+        (checkout / name).parent.mkdir(parents=True, exist_ok=True)
+        (checkout / name).write_text("text")
+    subprocess.run(["git", "init", "-q", checkout], check=True)
+    script = checkout / "launch" / "tpu_vm.sh"
+    status, output = run([script, "one", "train", "--config", "c"], tmp_path, **tpu)
+    assert status == 0, output
+    sent = tmp_path / "slice" / "0" / "vtscale_jax"
+    assert (sent / "data" / "kept.txt").is_file()
+    assert not (sent / "my env").exists()
 
 
 def test_training_on_a_slice_is_stopped_and_goes_on(tmp_path, start, tpu):
