@@ -24,6 +24,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +51,21 @@ def small_run(folder: Path) -> Path:
     return folder / "m16"
 
 
+def as_cell(pixels: np.ndarray) -> str:
+    """A PNG of the pixels in base64, as a table has it."""
+    png = io.BytesIO()
+    Image.fromarray(pixels).save(png, format="PNG", compress_level=1)
+    return base64.b64encode(png.getvalue()).decode()
+
+
+def write_table(file: Path, rows: Iterable[tuple[Any, str, str]]) -> None:
+    """A table in POPE's form, of images, questions and answers."""
+    with file.open("w", newline="") as out:
+        writer = csv.writer(out, delimiter="\t")
+        writer.writerow(["index", "image", "question", "answer", "category"])
+        writer.writerows([i, *row, "random"] for i, row in enumerate(rows))
+
+
 def question_table(file: Path, config: ConfigDict, number: int, shared: int) -> None:
     """A table of POPE's form with `number` questions, `shared` of them about each page;
     where an image stands already its row is named, as in VLMEvalKit's tables."""
@@ -64,16 +80,12 @@ def question_table(file: Path, config: ConfigDict, number: int, shared: int) -> 
         questions_per_page=shared,
     )
     asked = [(page, turn) for page in pages for turn in page.turns][:number]
-    with file.open("w", newline="") as out:
-        writer = csv.writer(out, delimiter="\t")
-        writer.writerow(["index", "image", "question", "answer", "category"])
-        for i, (page, turn) in enumerate(asked):
-            png = io.BytesIO()
-            Image.fromarray(np.asarray(page.image)).save(png, format="PNG")
-            first = i - i % shared
-            cell = base64.b64encode(png.getvalue()).decode() if i == first else first
-            answer = turn.answer.capitalize()
-            writer.writerow([i, cell, turn.question, answer, "random"])
+    rows = []
+    for i, (page, turn) in enumerate(asked):
+        first = i - i % shared
+        cell = as_cell(np.asarray(page.image)) if i == first else first
+        rows.append((cell, turn.question, turn.answer.capitalize()))
+    write_table(file, rows)
 
 
 def workloads(folder: Path, config: ConfigDict, number: int) -> dict[str, list[Any]]:
@@ -169,19 +181,13 @@ def speeds_of(run: Path, folder: Path, number: int) -> dict[str, dict[str, float
     return found
 
 
-def write_table(file: Path) -> None:
-    """A table of yes/no questions with an image of its own in each row."""
+def noise_rows() -> Iterator[tuple[str, str, str]]:
+    """Yes/no questions with an image of its own in each row."""
     rng = np.random.default_rng(0)
     noise = rng.integers(0, 256, (SIDE, SIDE, 3), np.uint8)
-    with file.open("w", newline="") as out:
-        writer = csv.writer(out, delimiter="\t")
-        writer.writerow(["index", "image", "question", "answer", "category"])
-        for i in range(ROWS):
-            noise[i % SIDE] = rng.integers(0, 256, (SIDE, 3), np.uint8)
-            png = io.BytesIO()
-            Image.fromarray(noise).save(png, format="PNG", compress_level=1)
-            cell = base64.b64encode(png.getvalue()).decode()
-            writer.writerow([i, cell, f"Is this noise {i}?", "Yes", "random"])
+    for i in range(ROWS):
+        noise[i % SIDE] = rng.integers(0, 256, (SIDE, 3), np.uint8)
+        yield as_cell(noise), f"Is this noise {i}?", "Yes"
 
 
 def read_streamed(file: str) -> int:
@@ -232,7 +238,7 @@ def read_in_child(reader: str, warm_up: str, file: str) -> None:
 def memory(folder: Path) -> dict[str, float]:
     """The growth of both readers on the large table."""
     file, warm_up = folder / "POPE.tsv", folder / "small.tsv"
-    write_table(file)
+    write_table(file, noise_rows())
     with file.open() as table, warm_up.open("w") as small:
         small.writelines(next(table) for _ in range(50))
     found = {"table_mib": file.stat().st_size / 2**20}

@@ -37,11 +37,10 @@ ROW_AXES = {
     "loss_positions": "A",
     "answer_length": "L",
 }
-# Rows of the language model; without sizes there is one for each sample.
-LLM_ROWS = {"llm_rows": "J"}
-# Crops that are not the same array; without sizes each sample's are its own.
-DISTINCT = {"distinct_crops": "U"}
-_AXES = PACKED_AXES | ROW_AXES | LLM_ROWS | DISTINCT
+# Rows of the language model, without sizes one for each sample; and crops that are not
+# the same array, without sizes each sample's are its own.
+SHARED_AXES = {"llm_rows": "J", "distinct_crops": "U"}
+_AXES = PACKED_AXES | ROW_AXES | SHARED_AXES
 _SHARED = ("crops", "distinct_crops", "fusion_length", "query_slots")
 STAGE_AXES: dict[str, tuple[str, ...]] = {
     "align": (*_SHARED, "answers", "answer_length"),
@@ -209,6 +208,12 @@ def blank_batch(
     return Batch(fusion, llm=llm)
 
 
+def num_distinct_crops(samples: Sequence[Encoded]) -> int:
+    """How many crops there are where those that are one array are there once."""
+    crops = {id(sample.crops): sample.crops for sample in samples}
+    return sum(map(len, crops.values()))
+
+
 def _num_outputs(sample: Encoded) -> int:
     return len(fusion_slots(sample.fusion)) if len(sample.crops) else 0
 
@@ -248,8 +253,8 @@ def _chosen_sizes(samples: Sequence[Encoded], spec: BatchSpec) -> dict[str, int]
             who = f"{len(samples)} samples need {needed} together, {who}"
         sizes[axis] = _chosen(spec, axis, needed, who)
     if spec.distinct_crops:
-        there = {id(sample.crops): len(sample.crops) for sample in samples}
-        needed, longest = sum(there.values()), max(samples, key=lambda s: len(s.crops))
+        needed = num_distinct_crops(samples)
+        longest = max(samples, key=lambda sample: len(sample.crops))
         who = f"{len(samples)} samples need {needed} together, sample {longest.id!r} "
         who += f"needs {len(longest.crops)}"
         sizes["distinct_crops"] = _chosen(spec, "distinct_crops", needed, who)

@@ -36,7 +36,7 @@ from vtscale_jax.tokens import (
     llm_slots,
 )
 from vtscale_jax.types import FusionInput, Kind, Record, TokenSequence, Turn
-from vtscale_jax.vlm import VLM, ModelConfig
+from vtscale_jax.vlm import VLM, ModelConfig, look
 
 FUSION_ROOM = 1024  # places for follow-up questions and their queries
 
@@ -167,12 +167,6 @@ class TextConversation:
             answering.stop,
         )
         return self._reply
-
-
-@functools.partial(jax.jit, static_argnames="config")
-def look(params: Mapping[str, Any], crops: jax.Array, *, config: ModelConfig) -> Any:
-    """Vision tokens of crops: `VLM.look` as a program."""
-    return VLM(config).apply({"params": params}, crops, method=VLM.look)
 
 
 @functools.partial(jax.jit, static_argnames="config", donate_argnames="caches")

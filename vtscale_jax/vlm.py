@@ -12,7 +12,9 @@ text-only records, at which its HD processor raises, are ordinary ones.
 """
 
 import dataclasses
-from typing import NamedTuple
+import functools
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -45,7 +47,7 @@ class ModelConfig:
             )
 
 
-def look(
+def _look(
     vision: VisionTower,
     crops: Float[Array, "U height width 3"] | UInt8[Array, "U height width 3"],
     crop_index: Int[Array, " C"] | None,
@@ -152,7 +154,7 @@ class VLM(nn.Module):
         crop_index: Int[Array, " C"] | None = None,
     ) -> Float[Array, "C T D"]:
         """Vision tokens of crops: the first half of `query_vectors`."""
-        return look(self.vision, crops, crop_index)
+        return _look(self.vision, crops, crop_index)
 
     def ask(
         self,
@@ -189,6 +191,18 @@ class VLM(nn.Module):
         return self.llm.logits(hidden)
 
 
+@functools.partial(jax.jit, static_argnames="config")
+def look(
+    params: Mapping[str, Any],
+    crops: Float[Array, "U height width 3"] | UInt8[Array, "U height width 3"],
+    crop_index: Int[Array, " C"] | None = None,
+    *,
+    config: ModelConfig,
+) -> Any:
+    """Vision tokens `[C, T, D]` of crops: `VLM.look` as a program."""
+    return VLM(config).apply({"params": params}, crops, crop_index, method=VLM.look)
+
+
 class AlignOutput(NamedTuple):
     """What the align loss compares (see `losses.align_loss`)."""
 
@@ -214,15 +228,15 @@ class AlignModel(nn.Module):
     def __call__(self, batch: Batch) -> AlignOutput:
         answers = batch.answers
         inputs = batch.fusion
-        tokens = look(self.vision, inputs.crops, inputs.crop_index)
+        tokens = _look(self.vision, inputs.crops, inputs.crop_index)
         states = fuse(tokens, self.fusion, inputs)
-        slots = take_slots(states, batch.fusion.slots)
+        slots = take_slots(states, inputs.slots)
         self.sow("intermediates", "fused", states)
         keep = (answers.kinds & Kind.PAD) == 0
         text = self.text(answers.ids, keep, answers.eos)
         picked = slots[answers.question_row, answers.question_slot]
         questions, logit_scale = self.align(picked)
-        slot_mask = batch.fusion.slots < states.shape[1]
+        slot_mask = inputs.slots < states.shape[1]
         flat = slots.reshape(-1, slots.shape[-1])
         return AlignOutput(questions, text, logit_scale, flat, slot_mask.reshape(-1))
 

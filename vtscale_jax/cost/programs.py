@@ -19,11 +19,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from vtscale_jax import generate
-from vtscale_jax.conversation import fuse, fusion_input, fusion_room, look
+from vtscale_jax.conversation import fuse, fusion_input, fusion_room
 from vtscale_jax.cost.subject import Subject
 from vtscale_jax.layers import empty_caches
 from vtscale_jax.stream import CHUNK, padded_length
 from vtscale_jax.types import TokenSequence
+from vtscale_jax.vlm import look
 
 COUNTED = "counted by the device, up to and with this M"
 COMPILED = "arguments and temporaries of the compiled programs"
@@ -93,7 +94,9 @@ def programs(subject: Subject, num_queries: int, most: int) -> Iterator[Lowering
     seeing = {name: subject.params[name] for name in names}
     crops = jax.ShapeDtypeStruct((views, side, side, 3), subject.encoding.crop_dtype)
     yield Lowering(
-        ("look", views), seeing, lambda: look.lower(seeing, crops, config=model)
+        ("look", views),
+        seeing,
+        lambda: look.lower(seeing, crops, config=model),
     )
 
     def fusing() -> tuple[Any, ...]:

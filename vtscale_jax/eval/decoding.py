@@ -5,12 +5,12 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from jaxtyping import Array, Float, Int, UInt8
+from jaxtyping import Array, Float, Int
 from transformers import PreTrainedTokenizerBase
 
 from vtscale_jax.generate import generate
 from vtscale_jax.types import Batch, Kind
-from vtscale_jax.vlm import VLM, ModelConfig
+from vtscale_jax.vlm import VLM, ModelConfig, look
 
 
 def greedy(
@@ -30,7 +30,7 @@ def greedy(
     """
     inputs = batch.fusion
     seeing = {"vision": params["vision"]}
-    tokens = _look(seeing, inputs.crops, inputs.crop_index, config=config)
+    tokens = look(seeing, inputs.crops, inputs.crop_index, config=config)
     seen = inputs._replace(crops=np.zeros((0, 1, 1, 3), np.float32), crop_index=None)
     return _write(
         {name: params[name] for name in ("fusion", "projector", "llm")},
@@ -40,17 +40,6 @@ def greedy(
         max_new_tokens=max_new_tokens,
         eos_id=eos_id,
     )
-
-
-@functools.partial(jax.jit, static_argnames="config")
-def _look(
-    params: dict,
-    crops: Float[Array, "U height width 3"] | UInt8[Array, "U height width 3"],
-    crop_index: Int[Array, " C"] | None,
-    *,
-    config: ModelConfig,
-) -> Any:
-    return VLM(config).apply({"params": params}, crops, crop_index, method=VLM.look)
 
 
 @functools.partial(jax.jit, static_argnames=("config", "max_new_tokens", "eos_id"))

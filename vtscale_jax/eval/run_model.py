@@ -17,7 +17,13 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from vtscale_jax.assemble import prompts_encoding
-from vtscale_jax.collate import BatchSpec, Encoded, collate, needs_of
+from vtscale_jax.collate import (
+    BatchSpec,
+    Encoded,
+    collate,
+    needs_of,
+    num_distinct_crops,
+)
 from vtscale_jax.encoding import Encoding, Seen, encode, see
 from vtscale_jax.eval.decoding import answers, greedy
 from vtscale_jax.eval.models import Answer, Question
@@ -90,8 +96,7 @@ class RunModel:
         # Crops lie spread over the devices: so many for each row, on average. Places of
         # crops cost little beside the vision tower: there are always the most, so that
         # only the vision tower is compiled for another number of crops.
-        images = {id(sample.crops): len(sample.crops) for sample in samples}
-        distinct = rows * max(1, -(-sum(images.values()) // rows))
+        distinct = rows * max(1, -(-num_distinct_crops(samples) // rows))
         places = rows * (1 + self._encoding.max_local_views)
         sizes = {"crops": (places,), "distinct_crops": (distinct,)}
         for axis in needs[0]:
