@@ -56,16 +56,20 @@ PAPER = dict.fromkeys(
 RED, BLUE = (255, 0, 0), (0, 0, 255)
 
 
-class Echo:
+class Echo(AnsweringModel):
     """Answers with what it was asked; raises at the word `fail`."""
 
     batch_size = 3
+    batches_at_once = 1
     identity = {"kind": "echo"}
 
     def __init__(self):
         self.batches: list[list[Question]] = []
 
-    def answer(self, questions):
+    def prepare(self, questions):
+        return lambda: self._answer(questions)
+
+    def _answer(self, questions):
         assert 1 <= len(questions) <= self.batch_size
         (_,) = {question.max_new_tokens for question in questions}  # as RunModel does
         self.batches.append(list(questions))
@@ -124,7 +128,6 @@ def test_the_harness_is_the_installed_one(name):
 
 def test_a_message_becomes_a_question(tmp_path):
     echo = Echo()
-    assert isinstance(echo, AnsweringModel)
     model = AnsweringVLM(echo)
     first = picture(tmp_path / "a.png", (*RED, 0), "RGBA")
     second = picture(tmp_path / "b.jpg", BLUE)

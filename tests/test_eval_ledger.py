@@ -1,19 +1,23 @@
 """What was answered is kept: torn lines, double items, items that fail."""
 
+import functools
 import json
+import threading
+import time
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from vtscale_jax.eval.ask_items import (
+    AHEAD,
     MOST_FAILURES,
     AskingError,
     ask_items,
     prompt_sha256,
 )
 from vtscale_jax.eval.ledger import NO_ANSWER, Entry, Ledger, LedgerError
-from vtscale_jax.eval.models import Answer, Question
+from vtscale_jax.eval.models import Answer, AnsweringModel, Question
 
 
 class Items:
@@ -30,17 +34,27 @@ class Items:
         return Question((page, page), self.texts[i], 8)
 
 
-class Echo:
-    """Answers with the question's text in capitals; fails where it is `bad`."""
+class Echo(AnsweringModel):
+    """Answers with the question's text in capitals; fails where it is `bad`, and while
+    it is read where it is `unreadable`. `meeting` is where each batch waits."""
 
-    def __init__(self, batch_size=3):
+    def __init__(self, batch_size=3, batches_at_once=1, meeting=lambda: None):
         self.batch_size = batch_size
+        self.batches_at_once = batches_at_once
+        self.meeting = meeting
         self.asked = []
 
     identity = {"kind": "echo"}
 
-    def answer(self, questions):
+    def prepare(self, questions):
         assert 1 <= len(questions) <= self.batch_size
+        for question in questions:
+            if question.text == "unreadable":
+                raise RuntimeError("no such word")
+        return functools.partial(self._answer, questions)
+
+    def _answer(self, questions):
+        self.meeting()
         for question in questions:
             if question.text == "bad":
                 raise RuntimeError("out of memory")
@@ -51,31 +65,77 @@ class Echo:
         ]
 
 
-TEXTS = ["a", "b", "bad", "no image", "long", " ", "c"]
+TEXTS = ["a", "b", "bad", "no image", "long", " ", "c", "unreadable", "d"]
 
 
 def entry(index, **changes):
     return Entry(index, "x", "yes", 3, 2, 1, 1)._replace(**changes)
 
 
-def test_every_item_has_its_entry(tmp_path):
-    ledger, model = Ledger(tmp_path / "t" / "ledger.jsonl"), Echo()
+@pytest.mark.parametrize(("size", "at_once"), [(3, 1), (1, 1), (3, 3), (2, 3)])
+def test_every_item_has_its_entry(tmp_path, size, at_once):
+    ledger, model = Ledger(tmp_path / "t" / "ledger.jsonl"), Echo(size, at_once)
     with ledger.writing():
         made = ask_items(model, Items(TEXTS), ledger, [])
     assert [one.prediction for one in made] == [
-        *("A", "B", NO_ANSWER, NO_ANSWER, "LONG", "", "C")
+        *("A", "B", NO_ANSWER, NO_ANSWER, "LONG", "", "C", NO_ANSWER, "D")
     ]
     flags = [set(one.flags) - {"images left out"} for one in made]
     assert flags == [
         *(set(), set(), {"exception"}, {"exception"}),
-        *({"truncated"}, {"empty"}, set()),
+        *({"truncated"}, {"empty"}, set(), {"exception"}, set()),
     ]
     assert made[2].error == "RuntimeError: out of memory"
     assert made[3].error == "ValueError: row 7: the cell is no image"
+    assert made[7].error == "RuntimeError: no such word"
     assert made[2].prompt_tokens == 0 and made[0].prompt_tokens == 20
-    assert [one.images_seen for one in made if not one.error] == [1] * 5
+    assert [one.images_seen for one in made if not one.error] == [1] * 6
     assert "images left out" in made[0].flags and made[0].images == 2
     assert list(ledger.read().values()) == made
+
+
+def test_batches_are_answered_at_the_same_time():
+    items = Items("abcdefghi")
+    # Each batch waits there for another one: one after the other none would come on.
+    meeting = threading.Barrier(3, timeout=20)
+    made = ask_items(Echo(1, 3, meeting.wait), items, None, [])
+    assert [entry.prediction for entry in made] == list("ABCDEFGHI")
+
+
+def test_one_at_once_is_not_begun_before_the_last_one_is_written(tmp_path):
+    ledger, items = Ledger(tmp_path / "ledger.jsonl"), Items("abcdefghi")
+    written = []
+    model = Echo(2, 1, lambda: written.append(len(ledger.read())))
+    with ledger.writing():
+        ask_items(model, items, ledger, [])
+    assert written == [0, 2, 4, 6, 8]
+
+
+def test_the_next_batches_are_prepared_while_one_is_answered():
+    prepared, seen = [], []
+
+    class Watched(Echo):
+        def prepare(self, questions):
+            prepared.append(questions[0].text)
+            return super().prepare(questions)
+
+    def meeting():
+        deadline = time.monotonic() + 20
+        while len(prepared) < min(2 + len(seen), 5) and time.monotonic() < deadline:
+            time.sleep(0.001)
+        seen.append(len(prepared))
+
+    ask_items(Watched(1, 1, meeting), Items("abcde"), None, [])
+    assert prepared == list("abcde")
+    assert all(count >= min(i + 2, 5) for i, count in enumerate(seen))
+    # Not all at once: a large table is never there as a whole.
+    prepared.clear()
+    many = Items([str(i) for i in range(200)])
+    ahead = []
+    asked = Watched(1, 3)
+    asked.meeting = lambda: ahead.append(len(prepared) - len(asked.asked))
+    ask_items(asked, many, None, [])
+    assert max(ahead) <= 3 * AHEAD
 
 
 @pytest.mark.parametrize("cut", [0, 1, 7, 150, -1])

@@ -11,6 +11,7 @@ import sys
 import time
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 from PIL import Image
@@ -18,15 +19,17 @@ from running import ROOT, free_port
 from small_runs import rows, small_config
 from xla_flags import xla_flags
 
-from vtscale_jax.assemble import family_questions
+from vtscale_jax.assemble import family_questions, prompts_encoding
 from vtscale_jax.eval import decoding
 from vtscale_jax.eval.__main__ import main
+from vtscale_jax.eval.ask_items import ask_items
 from vtscale_jax.eval.ledger import Ledger
 from vtscale_jax.eval.models import Question
-from vtscale_jax.eval.run_model import open_run_model
+from vtscale_jax.eval.run_model import RunModel, open_run_model
+from vtscale_jax.eval.tasks_by_name import items_of
 from vtscale_jax.scaling.vlmevalkit import read_results
 from vtscale_jax.train import train
-from vtscale_jax.trained import run_config
+from vtscale_jax.trained import open_on_mesh, run_config
 
 GOLDEN = Path(__file__).parent / "golden" / "eval"
 SHIPPED = {
@@ -116,6 +119,30 @@ def test_the_batch_size_changes_nothing(run, data, tmp_path, capsys, batch_size)
             row = json.loads(line)
             found[row["index"]] = (row["prediction"], bool(row["score"]))
     assert found == said_by_run
+
+
+def test_several_batches_at_once_answer_as_one_by_one(run):
+    """On one device, where they may be; over several they take their turns."""
+    config = run_config(run)
+    spread = open_run_model(run, config, 8)
+    assert spread.batches_at_once == 1 < jax.device_count()
+    laid = open_on_mesh(run, config)
+    alone = RunModel(
+        jax.device_put(jax.device_get(laid.params), jax.devices()[0]),
+        laid.model,
+        prompts_encoding(laid.parts),
+        laid.parts.layout(config.num_queries),
+        batch_size=3,
+        identity={},
+    )
+    assert alone.batches_at_once > 1
+    (task,) = items_of(["read"], config, data=None, scorer="paper", limit=40)
+    made = ask_items(alone, task, None, [])
+    questions = [task.question(i) for i in range(40)]
+    found = [alone.answer([question])[0].text for question in questions]
+    assert [entry.prediction for entry in made] == found
+    assert len(set(found)) > 10
+    assert ask_items(spread, task, None, []) == made
 
 
 def test_an_image_is_looked_at_once_in_a_batch(run):

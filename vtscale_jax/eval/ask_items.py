@@ -8,9 +8,11 @@ stays.
 """
 
 import hashlib
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from typing import Protocol, runtime_checkable
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from functools import partial
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 from tqdm import tqdm
 
@@ -23,10 +25,11 @@ from vtscale_jax.eval.ledger import (
     Entry,
     Ledger,
 )
-from vtscale_jax.eval.models import Answer, AnsweringModel, Question
+from vtscale_jax.eval.models import Answer, AnsweringModel, Prepared, Question
 
 Explain = Callable[[BaseException], Exception | None]
 MOST_FAILURES = 16  # in a row, before the evaluation gives up
+AHEAD = 3  # batches that are read, and others that are prepared, at the same time
 
 
 class AskingError(ValueError):
@@ -63,10 +66,11 @@ def ask_items(
 ) -> list[Entry]:
     """Asks all items but those `done`, and returns their entries in order.
 
-    Each batch's entries are in the `ledger` (None: kept by another process) before the
-    next is asked. `reached` is told how far it is. What `explain` makes of a model's
-    error is raised in its place (a lost host is no failure of an item). AskingError
-    after MOST_FAILURES failures without an answer between them.
+    Each batch's entries are in the `ledger` (None: kept by another process) as soon as
+    they and those before them are there. `reached` is told how far it is. What
+    `explain` makes of a model's error is raised in its place (a lost host is no failure
+    of an item). AskingError after MOST_FAILURES failures without an answer between
+    them.
     """
     there = set(done)
     pending = [i for i, index in enumerate(items.indices) if index not in there]
@@ -81,16 +85,23 @@ def ask_items(
     )
     starts = range(0, len(pending), model.batch_size)
     chunks = [pending[start : start + model.batch_size] for start in starts]
-    # The next batch's images are decoded while the model answers this one.
-    with bar, ThreadPoolExecutor(max_workers=1) as reader:
-        coming = [reader.submit(_read, items, chunk) for chunk in chunks[:1]]
-        for place, chunk in enumerate(chunks):
-            read = coming.pop().result()
-            coming += [
-                reader.submit(_read, items, next_one)
-                for next_one in chunks[place + 1 : place + 2]
+    # While devices answer, the next batches are read and prepared.
+    with (
+        bar,
+        ThreadPoolExecutor(1) as reader,
+        ThreadPoolExecutor(AHEAD) as host,
+        ThreadPoolExecutor(model.batches_at_once) as devices,
+    ):
+        read = _in_order(reader, partial(_read, items), chunks, AHEAD)
+        ready = _in_order(host, partial(_prepare, model), read, AHEAD)
+        asked = _in_order(
+            *(devices, partial(_asked, model, explain), ready, model.batches_at_once)
+        )
+        for chunk, answered in zip(chunks, asked, strict=True):
+            made = [
+                _entry(items.indices[i], one, said)
+                for i, (one, said) in zip(chunk, answered, strict=True)
             ]
-            made = _asked(model, items, chunk, read, explain)
             if ledger is not None:
                 ledger.append(made)
             entries += made
@@ -108,6 +119,20 @@ def ask_items(
     return entries
 
 
+def _in_order(
+    pool: Executor, work: Callable[[Any], Any], jobs: Iterable[Any], at_once: int
+) -> Iterator[Any]:
+    """What `work` makes of each job, in their order, at most `at_once` of them under
+    way. With one at once none is begun before its predecessor's result was taken."""
+    under_way: deque[Future[Any]] = deque()
+    for job in jobs:
+        under_way.append(pool.submit(work, job))
+        if len(under_way) == at_once:
+            yield under_way.popleft().result()
+    while under_way:
+        yield under_way.popleft().result()
+
+
 def _read(items: Items, chunk: Sequence[int]) -> list[Question | Exception]:
     read: list[Question | Exception] = []
     for i in chunk:
@@ -118,41 +143,61 @@ def _read(items: Items, chunk: Sequence[int]) -> list[Question | Exception]:
     return read
 
 
+class _Batch(NamedTuple):
+    """Items that were read; `prepared` are the questions among them."""
+
+    read: list[Question | Exception]
+    prepared: Prepared | Exception
+
+    @property
+    def questions(self) -> list[Question]:
+        return [one for one in self.read if isinstance(one, Question)]
+
+
+def _prepare(model: AnsweringModel, read: list[Question | Exception]) -> _Batch:
+    batch = _Batch(read, list)
+    if not batch.questions:
+        return batch
+    try:
+        return batch._replace(prepared=model.prepare(batch.questions))
+    except Exception as error:
+        return batch._replace(prepared=error)
+
+
 def _asked(
-    model: AnsweringModel,
-    items: Items,
-    chunk: Sequence[int],
-    read: Sequence[Question | Exception],
-    explain: Explain,
-) -> list[Entry]:
-    questions = [one for one in read if isinstance(one, Question)]
-    answers = iter(_answers(model, questions, explain))
+    model: AnsweringModel, explain: Explain, batch: _Batch
+) -> list[tuple[Question | Exception, Answer | Exception]]:
+    """Each item with its answer, or with what was wrong."""
+    answers = iter(_answers(model, explain, batch))
     return [
-        _failed(items.indices[i], None, one)
-        if isinstance(one, Exception)
-        else _entry(items.indices[i], one, next(answers))
-        for i, one in zip(chunk, read, strict=True)
+        (one, one if isinstance(one, Exception) else next(answers))
+        for one in batch.read
     ]
 
 
 def _answers(
-    model: AnsweringModel, questions: Sequence[Question], explain: Explain
+    model: AnsweringModel, explain: Explain, batch: _Batch
 ) -> list[Answer | Exception]:
-    if not questions:
-        return []
+    questions = batch.questions
     try:
-        return list(model.answer(questions))
+        if isinstance(batch.prepared, Exception):
+            raise batch.prepared
+        return list(batch.prepared())
     except Exception as error:
         lost = explain(error)
         if lost is not None:
             raise lost from error
         if len(questions) == 1:
             return [error]
-    alone = [_answers(model, [question], explain) for question in questions]
+    alone = [_answers(model, explain, _prepare(model, [one])) for one in questions]
     return [answer for (answer,) in alone]
 
 
-def _entry(index: str, question: Question, answer: Answer | Exception) -> Entry:
+def _entry(
+    index: str, question: Question | Exception, answer: Answer | Exception
+) -> Entry:
+    if isinstance(question, Exception):
+        return _failed(index, None, question)
     if isinstance(answer, Exception):
         return _failed(index, question, answer)
     flags = []

@@ -5,9 +5,10 @@ answers questions about images stand behind one interface, so that all are asked
 same, cut at the same length and counted alike.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
+import jax
 from PIL import Image
 
 
@@ -38,24 +39,48 @@ class Answer(NamedTuple):
     images_seen: int
 
 
+# What is left of answering a batch once the host has done its part.
+Prepared = Callable[[], list[Answer]]
+
+
 @runtime_checkable
 class AnsweringModel(Protocol):
     """A model to be evaluated.
 
     `identity` says which one it is, in JSON: what is written beside its scores, and
     what an evaluation that goes on must find unchanged. `batch_size` is how many
-    questions it takes at once.
+    questions it takes at once, `batches_at_once` how many prepared batches may be
+    answered at the same time, each by a thread of its own.
     """
 
     batch_size: int
+    batches_at_once: int
 
     @property
     def identity(self) -> dict[str, Any]:
         """Which model it is."""
         ...
 
-    def answer(self, questions: Sequence[Question]) -> list[Answer]:
-        """The answers to at most `batch_size` questions, in their order. What a
-        question gets does not depend on those beside it. Raises for a question that it
-        cannot answer (too long for its positions, no image where one is needed)."""
+    def prepare(self, questions: Sequence[Question]) -> Prepared:
+        """Reads at most `batch_size` questions on the host; the call that is returned
+        has the devices answer them, in their order. Any thread may call it.
+
+        What a question gets does not depend on those beside it. Both raise for a
+        question that cannot be answered (too long for the model's positions, no image
+        where one is needed)."""
         ...
+
+    def answer(self, questions: Sequence[Question]) -> list[Answer]:
+        """The answers to at most `batch_size` questions, in their order."""
+        return self.prepare(questions)()
+
+
+def batches_at_once(params: Any) -> int:
+    """How many batches may be answered at the same time with these parameters: three
+    where they are on one device, which so has work while others are placed and read.
+
+    One where they are on several: all devices of all processes must start programs that
+    wait for each other in the same order, which threads do not keep.
+    """
+    on = {len(leaf.sharding.device_set) for leaf in jax.tree.leaves(params)}
+    return 3 if on == {1} else 1

@@ -26,17 +26,23 @@ from vtscale_jax.collate import (
 )
 from vtscale_jax.encoding import Encoding, Seen, encode, see
 from vtscale_jax.eval.decoding import answers, greedy
-from vtscale_jax.eval.models import Answer, Question
+from vtscale_jax.eval.models import (
+    Answer,
+    AnsweringModel,
+    Prepared,
+    Question,
+    batches_at_once,
+)
 from vtscale_jax.run_folder import RunFolder
 from vtscale_jax.tokens import QueryLayout, as_prompt, llm_slots
 from vtscale_jax.trained import RunError, open_on_mesh
-from vtscale_jax.types import Record, Turn
+from vtscale_jax.types import Batch, Record, Turn
 from vtscale_jax.vlm import ModelConfig
 
 SHORTEST = 16
 
 
-class RunModel:
+class RunModel(AnsweringModel):
     """The parameters of a `VLM` with `config`, asked one question at a time about one
     image: the first of a question's images, as the paper's own wrapper does.
 
@@ -61,12 +67,19 @@ class RunModel:
         self._encoding = encoding
         self._layout = layout
         self.batch_size = batch_size
-        self.identity = identity
+        self.batches_at_once = batches_at_once(params)
+        self._identity = identity
         self._place = place
         self._fetch = fetch
 
-    def answer(self, questions: Sequence[Question]) -> list[Answer]:
-        """The greedy answers. SampleError for a question that cannot be encoded."""
+    @property
+    def identity(self) -> dict[str, Any]:
+        """Which run it is."""
+        return self._identity
+
+    def prepare(self, questions: Sequence[Question]) -> Prepared:
+        """Encodes the questions: the call that is returned gives the greedy answers.
+        SampleError for a question that cannot be encoded."""
         see_once = _see_once()
         samples = [
             encode(_record(i, question), self._encoding, self._layout, see_once)
@@ -74,11 +87,20 @@ class RunModel:
         ]
         # The last batch is filled up with its last question: one shape, one program.
         filled = samples + [samples[-1]] * (self.batch_size - len(samples))
+        batch = collate(filled, self._spec(filled))
+        return lambda: self._answer(questions, samples, batch)
+
+    def _answer(
+        self,
+        questions: Sequence[Question],
+        samples: Sequence[Encoded],
+        batch: Batch,
+    ) -> list[Answer]:
         (limit,) = {question.max_new_tokens for question in questions}
         tokenizer = cast(Any, self._encoding.llm_tokenizer)
         tokens = greedy(
             self._params,
-            self._place(collate(filled, self._spec(filled))),
+            self._place(batch),
             config=self._config,
             max_new_tokens=limit,
             eos_id=tokenizer.eos_token_id,

@@ -19,7 +19,13 @@ from vtscale_jax.eval.baselines.llava import Llava, LlavaConfig
 from vtscale_jax.eval.baselines.pixels import check_variant, prepare
 from vtscale_jax.eval.baselines.prompt import PromptIds, check_style, prompt_ids
 from vtscale_jax.eval.baselines.reducers import Plan, Reducer, image_key
-from vtscale_jax.eval.models import Answer, Question
+from vtscale_jax.eval.models import (
+    Answer,
+    AnsweringModel,
+    Prepared,
+    Question,
+    batches_at_once,
+)
 from vtscale_jax.eval.run_model import SHORTEST, rung
 from vtscale_jax.generate import generate
 from vtscale_jax.llm import unstack
@@ -54,7 +60,7 @@ class Rows(NamedTuple):
     slots: Int[Any, "B K"]
 
 
-class LlavaModel:
+class LlavaModel(AnsweringModel):
     """The parameters of a `Llava` with `config`, asked about the first image of each
     question; a question without an image is text only.
 
@@ -81,6 +87,7 @@ class LlavaModel:
         check_variant(reading.pixels)
         self.plan = reducer.settle(config.num_patches, n)
         self.batch_size = batch_size
+        self.batches_at_once = batches_at_once(params)
         self._params = params
         self._config = config
         self._reading = reading
@@ -108,8 +115,9 @@ class LlavaModel:
             "vision_tokens": self._num_vectors,
         }
 
-    def answer(self, questions: Sequence[Question]) -> list[Answer]:
-        """The greedy answers. QuestionError for a question that is too long for the
+    def prepare(self, questions: Sequence[Question]) -> Prepared:
+        """Encodes the questions: the call that is returned gives the greedy answers.
+        QuestionError for a question that is too long for the
         model's positions, PromptError for one that cannot be asked."""
         if not 1 <= len(questions) <= self.batch_size:
             raise QuestionError(
@@ -119,10 +127,19 @@ class LlavaModel:
         prompts = [self._prompt(question) for question in questions]
         for question, prompt in zip(questions, prompts, strict=True):
             self._check_length(question, prompt)
+        rows = self._rows(questions, prompts)
+        return lambda: self._answer(questions, prompts, rows)
+
+    def _answer(
+        self,
+        questions: Sequence[Question],
+        prompts: Sequence[PromptIds],
+        rows: Rows,
+    ) -> list[Answer]:
         tokens = self._fetch(
             _greedy(
                 self._params,
-                self._place(self._rows(questions, prompts)),
+                self._place(rows),
                 config=self._config,
                 reducer=self._reducer,
                 plan=self.plan,
