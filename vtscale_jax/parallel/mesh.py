@@ -167,11 +167,14 @@ def spread(batch: Any, mesh: Mesh) -> Any:
     """A batch that every process holds as a whole, cut along the first axis of each
     leaf. A leaf that cannot be cut evenly is copied to every device."""
 
-    def put(leaf: np.ndarray) -> jax.Array:
+    def lies(leaf: np.ndarray) -> NamedSharding:
         even = leaf.shape[0] % num_shards(mesh) == 0
-        return place(leaf, split(mesh) if even else replicated(mesh))
+        return split(mesh) if even else replicated(mesh)
 
-    return jax.tree.map(put, batch)
+    shardings = jax.tree.map(lies, batch)
+    if replicated(mesh).is_fully_addressable:
+        return jax.device_put(batch, shardings)  # all leaves in one call
+    return place(batch, shardings)
 
 
 def to_host(tree: Any) -> Any:
