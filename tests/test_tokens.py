@@ -42,7 +42,7 @@ CASES = [
 ]  # fmt: skip
 
 
-@dataclass
+@dataclass(eq=False)  # so it is hashable
 class Recorded:
     """A tokenizer that knows the ids of some texts and fails on all others."""
 
@@ -493,3 +493,28 @@ def test_loss_targets_of_an_empty_answer():
         TokenSequence(np.arange(3, dtype=np.int32), kinds)
     )
     assert positions.shape == targets.shape == (0,)
+
+
+def test_texts_that_come_again_are_not_tokenised_again():
+    class Counting:
+        eos_token_id, pad_token_id = 1, 1
+
+        def __init__(self, first):
+            self.first, self.asked = first, []
+
+        def encode(self, text, *, add_special_tokens):
+            self.asked.append(text)
+            return [self.first, len(text)]
+
+    layout = QueryLayout(num_queries=2, num_followup_queries=1)
+    one, other = Counting(5), Counting(6)
+    records = [
+        Record(name, None, (Turn(f"what is {name} ?", ""),)) for name in ("a", "b", "a")
+    ]
+    found = [llm_sequence(record, one, "plain", layout) for record in records]
+    assert len(one.asked) == len(set(one.asked))  # each text once
+    assert sum("what is" in text for text in one.asked) == 2
+    assert np.array_equal(found[0].ids, found[2].ids)
+    # Another tokenizer is asked itself.
+    assert 6 in llm_sequence(records[0], other, "plain", layout).ids.tolist()
+    assert set(other.asked) < set(one.asked)

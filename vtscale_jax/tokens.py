@@ -12,6 +12,7 @@ its ⟨eos⟩; they fill the N slots of its block in the LLM sequence. So the fu
 counts N-1 + ⟨eos⟩ and the LLM side N, and M = 1 needs no placeholder at all.
 """
 
+import functools
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
@@ -27,7 +28,11 @@ QUESTION_MODES = ("asked", "templated", "dropped", "fixed")
 
 @runtime_checkable
 class Tokenizer(Protocol):
-    """What is asked of a tokenizer; Hugging Face fast tokenizers have it."""
+    """What is asked of a tokenizer; Hugging Face fast tokenizers have it.
+
+    It must be hashable, and not change once it is in use: texts that come again are not
+    tokenised again.
+    """
 
     @property
     def eos_token_id(self) -> int | None:
@@ -278,8 +283,10 @@ def _fusion_texts(
     return [text for text, kind in segments(record, template) if kind == Kind.QUE]
 
 
-def _encode(tokenizer: Tokenizer, text: str) -> list[int]:
-    return list(tokenizer.encode(text, add_special_tokens=False))
+# A template's own texts are in every sample, and many questions in several.
+@functools.lru_cache(maxsize=64)
+def _encode(tokenizer: Tokenizer, text: str) -> tuple[int, ...]:
+    return tuple(tokenizer.encode(text, add_special_tokens=False))
 
 
 def _eos_id(tokenizer: Tokenizer) -> int:
