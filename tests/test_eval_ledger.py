@@ -126,7 +126,7 @@ def test_the_next_batches_are_prepared_while_one_is_answered():
         seen.append(len(prepared))
 
     ask_items(Watched(1, 1, meeting), Items("abcde"), None, [])
-    assert prepared == list("abcde")
+    assert sorted(prepared) == list("abcde")  # by several threads
     assert all(count >= min(i + 2, 5) for i, count in enumerate(seen))
     # Not all at once: a large table is never there as a whole.
     prepared.clear()

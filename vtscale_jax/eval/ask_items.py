@@ -5,6 +5,9 @@ fails is asked item by item, and an item that fails alone is a counted failure w
 error in the ledger, never an empty answer. Where item after item fails, something else
 is wrong than the items: the evaluation ends with that error, and what was answered
 stays.
+
+Three steps overlap, each in threads of its own and in the items' order: items are read,
+batches are prepared on the host, and the devices answer them.
 """
 
 import hashlib
@@ -144,7 +147,8 @@ def _read(items: Items, chunk: Sequence[int]) -> list[Question | Exception]:
 
 
 class _Batch(NamedTuple):
-    """Items that were read; `prepared` are the questions among them."""
+    """Items that were read, an error where one could not be; `prepared` answers the
+    questions among them, or is why the model could not read them."""
 
     read: list[Question | Exception]
     prepared: Prepared | Exception

@@ -1,4 +1,4 @@
-"""Greedy answers to a batch of prompts, and their text."""
+"""Greedy answers to a batch of prompts, their text, and how many batches at once."""
 
 import functools
 from typing import Any, NamedTuple
@@ -85,3 +85,14 @@ def answers(
         end = row.index(eos_id) if ended else len(row)
         rows.append(Answer(str(tokenizer.decode(row[:end])).strip(), ended))
     return rows
+
+
+def batches_at_once(params: Any) -> int:
+    """How many batches may be answered at the same time with these parameters: three
+    where they are on one device, which so has work while others are placed and read.
+
+    One where they are on several: all devices of all processes must start programs that
+    wait for each other in the same order, which threads do not keep.
+    """
+    on = {len(leaf.sharding.device_set) for leaf in jax.tree.leaves(params)}
+    return 3 if on == {1} else 1

@@ -8,7 +8,6 @@ same, cut at the same length and counted alike.
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
-import jax
 from PIL import Image
 
 
@@ -73,14 +72,3 @@ class AnsweringModel(Protocol):
     def answer(self, questions: Sequence[Question]) -> list[Answer]:
         """The answers to at most `batch_size` questions, in their order."""
         return self.prepare(questions)()
-
-
-def batches_at_once(params: Any) -> int:
-    """How many batches may be answered at the same time with these parameters: three
-    where they are on one device, which so has work while others are placed and read.
-
-    One where they are on several: all devices of all processes must start programs that
-    wait for each other in the same order, which threads do not keep.
-    """
-    on = {len(leaf.sharding.device_set) for leaf in jax.tree.leaves(params)}
-    return 3 if on == {1} else 1

@@ -25,14 +25,8 @@ from vtscale_jax.collate import (
     num_distinct_crops,
 )
 from vtscale_jax.encoding import Encoding, Seen, encode, see
-from vtscale_jax.eval.decoding import answers, greedy
-from vtscale_jax.eval.models import (
-    Answer,
-    AnsweringModel,
-    Prepared,
-    Question,
-    batches_at_once,
-)
+from vtscale_jax.eval.decoding import answers, batches_at_once, greedy
+from vtscale_jax.eval.models import Answer, AnsweringModel, Prepared, Question
 from vtscale_jax.run_folder import RunFolder
 from vtscale_jax.tokens import QueryLayout, as_prompt, llm_slots
 from vtscale_jax.trained import RunError, open_on_mesh

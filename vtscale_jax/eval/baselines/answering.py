@@ -19,13 +19,8 @@ from vtscale_jax.eval.baselines.llava import Llava, LlavaConfig
 from vtscale_jax.eval.baselines.pixels import check_variant, prepare
 from vtscale_jax.eval.baselines.prompt import PromptIds, check_style, prompt_ids
 from vtscale_jax.eval.baselines.reducers import Plan, Reducer, image_key
-from vtscale_jax.eval.models import (
-    Answer,
-    AnsweringModel,
-    Prepared,
-    Question,
-    batches_at_once,
-)
+from vtscale_jax.eval.decoding import batches_at_once
+from vtscale_jax.eval.models import Answer, AnsweringModel, Prepared, Question
 from vtscale_jax.eval.run_model import SHORTEST, rung
 from vtscale_jax.generate import generate
 from vtscale_jax.llm import unstack
@@ -117,8 +112,8 @@ class LlavaModel(AnsweringModel):
 
     def prepare(self, questions: Sequence[Question]) -> Prepared:
         """Encodes the questions: the call that is returned gives the greedy answers.
-        QuestionError for a question that is too long for the
-        model's positions, PromptError for one that cannot be asked."""
+        QuestionError for a question that is too long for the model's positions,
+        PromptError for one that cannot be asked."""
         if not 1 <= len(questions) <= self.batch_size:
             raise QuestionError(
                 f"got {len(questions)} questions at once, expected 1 to batch_size "
