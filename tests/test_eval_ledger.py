@@ -103,7 +103,12 @@ def test_batches_are_answered_at_the_same_time():
 
 
 def test_one_at_once_is_not_begun_before_the_last_one_is_written(tmp_path):
-    ledger, items = Ledger(tmp_path / "ledger.jsonl"), Items("abcdefghi")
+    class Slow(Ledger):
+        def append(self, entries):
+            time.sleep(0.03)  # for a batch that would begin meanwhile
+            super().append(entries)
+
+    ledger, items = Slow(tmp_path / "ledger.jsonl"), Items("abcdefghi")
     written = []
     model = Echo(2, 1, lambda: written.append(len(ledger.read())))
     with ledger.writing():
