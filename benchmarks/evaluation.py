@@ -122,17 +122,14 @@ def in_batches(model: Any) -> Asker:
 
 def one_by_one(model: Any) -> Asker:
     """VLMEvalKit's way: a question is answered and written before the next is read."""
-    from vtscale_jax.eval.ask_items import prompt_sha256
-    from vtscale_jax.eval.ledger import Entry
+    from vtscale_jax.eval.ask_items import entry_of
 
     def ask(task: Any, ledger: Any) -> list[str]:
         texts = []
         for i, index in enumerate(task.indices):
             question = task.question(i)
             (said,) = model.answer([question])
-            tokens = (said.prompt_tokens, said.vision_tokens)
-            digest, seen = prompt_sha256(question), said.images_seen
-            ledger.append([Entry(index, digest, said.text, *tokens, 1, seen)])
+            ledger.append([entry_of(index, question, said)])
             texts.append(said.text)
         return texts
 

@@ -96,7 +96,7 @@ def test_every_item_has_its_entry(tmp_path, size, at_once):
 
 def test_batches_are_answered_at_the_same_time():
     items = Items("abcdefghi")
-    # Each batch waits there for another one: one after the other none would come on.
+    # Each batch waits there for two others: one after the other none would come on.
     meeting = threading.Barrier(3, timeout=20)
     made = ask_items(Echo(1, 3, meeting.wait), items, None, [])
     assert [entry.prediction for entry in made] == list("ABCDEFGHI")

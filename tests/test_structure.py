@@ -48,7 +48,8 @@ ENTRY = (
     *("next_commands", "pace", "train"),
     *("stream", "conversation", "trained", "ask", "heldout", "baseline"),
 )
-BARE = ("paths", "config_files", "devices", "machine")  # import nothing of ours
+# These import nothing of ours.
+BARE = ("paths", "config_files", "devices", "machine", "pools")
 SPINE = (HOST[0], *BARE, *HOST[1:], *DEVICE, *ENTRY)
 RIBS = (
     *("embedded", "weights", "report", "parallel", "eval"),

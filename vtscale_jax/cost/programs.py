@@ -94,9 +94,7 @@ def programs(subject: Subject, num_queries: int, most: int) -> Iterator[Lowering
     seeing = {name: subject.params[name] for name in names}
     crops = jax.ShapeDtypeStruct((views, side, side, 3), subject.encoding.crop_dtype)
     yield Lowering(
-        ("look", views),
-        seeing,
-        lambda: look.lower(seeing, crops, config=model),
+        ("look", views), seeing, lambda: look.lower(seeing, crops, config=model)
     )
 
     def fusing() -> tuple[Any, ...]:

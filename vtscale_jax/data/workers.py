@@ -3,7 +3,6 @@
 Processes are started anew ("spawn") and import only what their work needs, never JAX.
 """
 
-import collections
 import multiprocessing
 import os
 import signal
@@ -12,6 +11,8 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from typing import TypeVar
+
+from vtscale_jax.pools import pooled
 
 Task = TypeVar("Task")
 Result = TypeVar("Result")
@@ -38,13 +39,7 @@ def in_order(
         workers, multiprocessing.get_context("spawn"), initializer=_prepare_worker
     )
     try:
-        waiting = collections.deque()
-        for task in tasks:
-            waiting.append(pool.submit(work, task))
-            if len(waiting) >= workers * AHEAD:
-                yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()
+        yield from pooled(pool, work, tasks, workers * AHEAD)
     except BrokenProcessPool as error:
         raise WorkerError(
             "a worker process was ended from outside, perhaps for want of memory; "

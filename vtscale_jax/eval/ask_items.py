@@ -11,11 +11,10 @@ batches are prepared on the host, and the devices answer them.
 """
 
 import hashlib
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from typing import NamedTuple, Protocol, runtime_checkable
 
 from tqdm import tqdm
 
@@ -29,6 +28,7 @@ from vtscale_jax.eval.ledger import (
     Ledger,
 )
 from vtscale_jax.eval.models import Answer, AnsweringModel, Prepared, Question
+from vtscale_jax.pools import pooled
 
 Explain = Callable[[BaseException], Exception | None]
 MOST_FAILURES = 16  # in a row, before the evaluation gives up
@@ -95,14 +95,14 @@ def ask_items(
         ThreadPoolExecutor(AHEAD) as host,
         ThreadPoolExecutor(model.batches_at_once) as devices,
     ):
-        read = _in_order(reader, partial(_read, items), chunks, AHEAD)
-        ready = _in_order(host, partial(_prepare, model), read, AHEAD)
-        asked = _in_order(
+        read = pooled(reader, partial(_read, items), chunks, AHEAD)
+        ready = pooled(host, partial(_prepare, model), read, AHEAD)
+        asked = pooled(
             *(devices, partial(_asked, model, explain), ready, model.batches_at_once)
         )
         for chunk, answered in zip(chunks, asked, strict=True):
             made = [
-                _entry(items.indices[i], one, said)
+                entry_of(items.indices[i], one, said)
                 for i, (one, said) in zip(chunk, answered, strict=True)
             ]
             if ledger is not None:
@@ -120,20 +120,6 @@ def ask_items(
             bar.update(len(made))
             reached(f"{items.name} {bar.n}/{bar.total}")
     return entries
-
-
-def _in_order(
-    pool: Executor, work: Callable[[Any], Any], jobs: Iterable[Any], at_once: int
-) -> Iterator[Any]:
-    """What `work` makes of each job, in their order, at most `at_once` of them under
-    way. With one at once none is begun before its predecessor's result was taken."""
-    under_way: deque[Future[Any]] = deque()
-    for job in jobs:
-        under_way.append(pool.submit(work, job))
-        if len(under_way) == at_once:
-            yield under_way.popleft().result()
-    while under_way:
-        yield under_way.popleft().result()
 
 
 def _read(items: Items, chunk: Sequence[int]) -> list[Question | Exception]:
@@ -197,9 +183,10 @@ def _answers(
     return [answer for (answer,) in alone]
 
 
-def _entry(
+def entry_of(
     index: str, question: Question | Exception, answer: Answer | Exception
 ) -> Entry:
+    """The ledger's line of an item: what was answered, or what was wrong."""
     if isinstance(question, Exception):
         return _failed(index, None, question)
     if isinstance(answer, Exception):
