@@ -16,12 +16,16 @@ from typing import Any, NamedTuple
 
 import jax
 import orbax.checkpoint as ocp
+from orbax.checkpoint import type_handlers
 from orbax.checkpoint.checkpoint_managers import preservation_policy
 
 from vtscale_jax.step import TrainState
 from vtscale_jax.weights.checksums import checksum
 
 BEST_METRIC = "heldout_loss"
+# Of an array with a copy on each device every device writes a part, where the parts
+# have so many bytes; smaller arrays are written whole by one, which is quicker.
+PART = 2**20
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # what a full disk answers
 
 
@@ -74,8 +78,15 @@ class Checkpoints:
                 preservation_policy.BestN(get_metric_fn=_loss, reverse=True, n=1),
             ]
         )
+        arrays = type_handlers.ArrayHandler(min_slice_bytes_for_replica_parallel=PART)
+        handlers = type_handlers.create_type_handler_registry((jax.Array, arrays))
         self._manager = ocp.CheckpointManager(
             self._folder,
+            item_handlers={
+                "state": ocp.PyTreeCheckpointHandler(type_handler_registry=handlers),
+                "data": ocp.JsonCheckpointHandler(),
+                "about": ocp.JsonCheckpointHandler(),
+            },
             # Only with `best_fn` are the metrics written, to be known after a restart.
             options=ocp.CheckpointManagerOptions(
                 preservation_policy=policy,
@@ -115,7 +126,7 @@ class Checkpoints:
         self._manager.save(
             int(state.step),
             args=ocp.args.Composite(
-                state=ocp.args.StandardSave(state._asdict()),
+                state=ocp.args.PyTreeSave(state._asdict()),
                 data=ocp.args.JsonSave(data),
                 about=ocp.args.JsonSave(about),
             ),
@@ -184,10 +195,11 @@ class Checkpoints:
             ),
             like._asdict(),
         )
+        lies = ocp.checkpoint_utils.construct_restore_args(shapes)
         found = self._manager.restore(
             step,
             args=ocp.args.Composite(
-                state=ocp.args.StandardRestore(shapes),
+                state=ocp.args.PyTreeRestore(shapes, restore_args=lies),
                 data=ocp.args.JsonRestore(),
                 about=ocp.args.JsonRestore(),
             ),
