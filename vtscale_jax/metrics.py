@@ -22,7 +22,6 @@ from statistics import NormalDist
 from typing import Any, TextIO
 
 import numpy as np
-from tensorboardX import SummaryWriter
 from tqdm import tqdm
 
 from vtscale_jax.loss_watch import check_loss
@@ -336,6 +335,9 @@ class MetricsLog(contextlib.AbstractContextManager):
         run_dir = Path(run_dir)
         run_dir.mkdir(parents=True, exist_ok=True)
         start = 0 if restored_step is None else restored_step
+        # Brings torch where it is installed, which takes longer than JAX itself.
+        from tensorboardX import SummaryWriter
+
         self._jsonl = _JsonlSink(run_dir / "metrics.jsonl", restored_step)
         self._tensorboard = SummaryWriter(
             str(run_dir / "tensorboard"),

@@ -14,7 +14,6 @@ from typing import NamedTuple, SupportsIndex
 import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
-from sklearn.datasets import load_digits
 
 from vtscale_jax.embedded.questions import (
     FAMILIES,
@@ -158,6 +157,9 @@ def load_glyphs(split: str) -> Glyphs:
     20 % of the scans are held out, whatever the seed of the pages.
     """
     check_split(split)
+    # Half of the start of a command that draws no page would go into this import.
+    from sklearn.datasets import load_digits
+
     pixels, labels = load_digits(return_X_y=True)
     ink = np.rint(np.asarray(pixels) * (255 / 16)).astype(np.uint8)  # source: 0..16
     ink = ink.reshape(-1, SCAN_SIDE, SCAN_SIDE)
