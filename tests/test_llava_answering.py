@@ -16,7 +16,6 @@ from vtscale_jax.eval.baselines.answering import (
     LlavaModel,
     QuestionError,
     Reading,
-    for_generation,
 )
 from vtscale_jax.eval.baselines.llava import Llava, LlavaConfig
 from vtscale_jax.eval.baselines.named import named
@@ -24,6 +23,7 @@ from vtscale_jax.eval.baselines.pixels import prepare
 from vtscale_jax.eval.baselines.prompt import prompt_ids
 from vtscale_jax.eval.baselines.reducers import ReducerError, image_key
 from vtscale_jax.eval.models import AnsweringModel, Question
+from vtscale_jax.generate import for_generation
 from vtscale_jax.layers import BlockConfig
 from vtscale_jax.llm import LLMConfig
 from vtscale_jax.vision import VisionConfig

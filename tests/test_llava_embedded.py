@@ -25,12 +25,13 @@ from vtscale_jax.embedded.pretrain_llava import (
     starting_params,
 )
 from vtscale_jax.embedded.vocabulary import build_tokenizer
-from vtscale_jax.eval.baselines.answering import LlavaModel, Reading, for_generation
+from vtscale_jax.eval.baselines.answering import LlavaModel, Reading
 from vtscale_jax.eval.baselines.llava import Llava, LlavaConfig
 from vtscale_jax.eval.baselines.named import named
 from vtscale_jax.eval.baselines.pixels import prepare
 from vtscale_jax.eval.baselines.tower import FeatureTower
 from vtscale_jax.eval.models import Question
+from vtscale_jax.generate import for_generation
 from vtscale_jax.images import load_image
 from vtscale_jax.layers import BlockConfig
 from vtscale_jax.optim import OptimConfig

@@ -11,10 +11,11 @@ from pathlib import Path
 from ml_collections import ConfigDict
 
 from vtscale_jax.eval.baselines import llava_goldens
-from vtscale_jax.eval.baselines.answering import LlavaModel, Reading, for_generation
+from vtscale_jax.eval.baselines.answering import LlavaModel, Reading
 from vtscale_jax.eval.baselines.llava import LlavaConfig
 from vtscale_jax.eval.baselines.named import named
 from vtscale_jax.eval.goldens.checks import Check
+from vtscale_jax.generate import for_generation
 from vtscale_jax.weights.files.tensors import open_tensors
 from vtscale_jax.weights.huggingface.llava import LlavaFields, import_llava
 from vtscale_jax.weights.llava_models import load_llava

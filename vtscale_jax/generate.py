@@ -15,14 +15,28 @@ import dataclasses
 import functools
 import math
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from vtscale_jax.layers import Caches, empty_caches
-from vtscale_jax.llm import LLM, LLMConfig
+from vtscale_jax.llm import LLM, LLMConfig, unstack
+
+WithLLM = TypeVar("WithLLM")  # the config of a model, which has `llm: LLMConfig`
+
+
+def for_generation(
+    params: dict[str, Any], config: WithLLM
+) -> tuple[dict[str, Any], WithLLM]:
+    """The same model with the layers of its LLM apart, which decodes faster (see
+    `layers.BlockList`). The stacked layers are taken out of `params["llm"]`."""
+    model: Any = config
+    blocks = dataclasses.replace(model.llm.blocks, stacked=False)
+    llm = dataclasses.replace(model.llm, blocks=blocks)
+    apart = {**params, "llm": unstack(params["llm"])}
+    return apart, dataclasses.replace(model, llm=llm)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,6 +1,5 @@
 """A finished run as a model that answers: what `ask` and `heldout` open."""
 
-import dataclasses
 import json
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,7 +13,8 @@ from vtscale_jax import paths, settings
 from vtscale_jax.assemble import Parts, assemble, prompts_encoding
 from vtscale_jax.config_files import config_file
 from vtscale_jax.encoding import Encoding
-from vtscale_jax.llm import held_in, unstack
+from vtscale_jax.generate import for_generation
+from vtscale_jax.llm import held_in
 from vtscale_jax.parallel.mesh import make_mesh, place, spread, to_host
 from vtscale_jax.program import Program, shardings
 from vtscale_jax.run_folder import RunFolder
@@ -74,16 +74,13 @@ def open_trained(
     model = settings.model_config(config, dtypes.compute)
     parts, params = read_run(folder, config, model, llm_dtype=dtypes.llm_params)
     # Held by nobody else: its tensors are let go one by one.
-    llm = unstack(_held(params.pop("llm"), dtypes.llm_params))
-    blocks = dataclasses.replace(model.llm.blocks, stacked=False)
-    model = dataclasses.replace(
-        model, llm=dataclasses.replace(model.llm, blocks=blocks)
-    )
+    params["llm"] = _held(params.pop("llm"), dtypes.llm_params)
+    params, model = for_generation(params, model)
     assert parts.llm_tokenizer is not None  # not stage align
     return Trained(
         config,
         model,
-        jax.device_put({**params, "llm": llm}),
+        jax.device_put(params),
         parts.llm_tokenizer,
         prompts_encoding(parts),
         parts.layout(config.num_queries),

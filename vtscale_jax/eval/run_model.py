@@ -27,6 +27,7 @@ from vtscale_jax.collate import (
 from vtscale_jax.encoding import Encoding, Seen, encode, see
 from vtscale_jax.eval.decoding import answers, batches_at_once, greedy
 from vtscale_jax.eval.models import Answer, AnsweringModel, Prepared, Question
+from vtscale_jax.generate import for_generation
 from vtscale_jax.run_folder import RunFolder
 from vtscale_jax.tokens import QueryLayout, as_prompt, llm_slots
 from vtscale_jax.trained import RunError, open_on_mesh
@@ -144,9 +145,13 @@ def open_run_model(run: Path, config: ConfigDict, batch_size: int) -> RunModel:
         "inputs": config.inputs,
         "dtype": laid.model.llm.blocks.dtype,
     }
+    params, model = laid.params, laid.model
+    if laid.mesh.size == 1 or config.mesh.frozen == "replicated":
+        # Sharded layers stay stacked: in a loop over them only one is whole at a time.
+        params, model = for_generation(params, model)
     return RunModel(
-        laid.params,
-        laid.model,
+        params,
+        model,
         prompts_encoding(laid.parts),
         laid.parts.layout(config.num_queries),
         batch_size=batch_size,

@@ -23,7 +23,6 @@ from vtscale_jax.eval.decoding import batches_at_once
 from vtscale_jax.eval.models import Answer, AnsweringModel, Prepared, Question
 from vtscale_jax.eval.run_model import SHORTEST, rung
 from vtscale_jax.generate import generate
-from vtscale_jax.llm import unstack
 
 
 class QuestionError(ValueError):
@@ -257,14 +256,3 @@ def _greedy(
         max_new_tokens=max_new_tokens,
         eos_ids=end_ids,
     )
-
-
-def for_generation(
-    params: dict[str, Any], config: LlavaConfig
-) -> tuple[dict[str, Any], LlavaConfig]:
-    """The same model with the LLM's layers apart, which decodes faster (see
-    `layers.BlockList`). The stacked layers are taken out of `params`."""
-    blocks = dataclasses.replace(config.llm.blocks, stacked=False)
-    llm = dataclasses.replace(config.llm, blocks=blocks)
-    apart = {**params, "llm": unstack(params["llm"])}
-    return apart, dataclasses.replace(config, llm=llm)
