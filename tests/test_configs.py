@@ -65,6 +65,15 @@ def test_parameters_match_the_golden_text(golden_dir):
     assert text == golden.read_text(), "see the first lines of this file"
 
 
+def test_shapes_that_one_caller_takes_apart_are_whole_for_the_next():
+    table, config = get_stage("adapt"), load(8)
+    model = settings.model_config(config, "float32")
+    first = parameter_shapes(table.model, model)
+    del first.pop("llm")["blocks"], first["vision"]
+    again = parameter_shapes(table.model, model)
+    assert {"llm", "vision"} <= set(again) and "blocks" in again["llm"]
+
+
 def test_sizes_of_the_paper():
     """CLIP ViT-L/14-336 has 303.2 M vision parameters without its last norm's twin,
     Llama-2-7B 6.738 B."""

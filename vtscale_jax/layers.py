@@ -307,10 +307,7 @@ class DecoderBlock(nn.Module):
     ) -> tuple[Float[Array, "B S D"], KVCache | None]:
         c = self.config
         init = nn.initializers.normal(c.init_std)
-
-        def dense(features, name):
-            return Linear(features, c.dtype, False, init, c.int8, name=name)
-
+        dense = functools.partial(Linear, dtype=c.dtype, init=init, int8=c.int8)
         y = RMSNorm(c.norm_eps, c.dtype, name="norm1")(x)
         y, cache = SelfAttention(
             c,
@@ -323,10 +320,9 @@ class DecoderBlock(nn.Module):
         )(y, mask, positions, cache)
         x = x + y
         y = RMSNorm(c.norm_eps, c.dtype, name="norm2")(x).reshape(-1, c.width)
-        y = ACTIVATIONS[c.activation](dense(c.mlp_width, "gate")(y)) * dense(
-            c.mlp_width, "up"
-        )(y)
-        y = dense(c.width, "down")(lay(y, "batch", "mlp")).reshape(x.shape)
+        gate = ACTIVATIONS[c.activation](dense(c.mlp_width, name="gate")(y))
+        y = lay(gate * dense(c.mlp_width, name="up")(y), "batch", "mlp")
+        y = dense(c.width, name="down")(y).reshape(x.shape)
         x = lay(x + y, "batch", None, None)
         self.sow("intermediates", "hidden", x)
         return x, cache

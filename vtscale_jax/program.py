@@ -61,9 +61,9 @@ class Program:
         ValueError when a parameter has no rule, or the mesh does not fit the model.
         """
         rules.check_model(mesh, model, align=stage.name == "align")
+        shapes = parameter_shapes(stage.model, model)
         if mesh.size > 1 and mesh.devices.flat[0].platform == "cpu":
             model = _without_loops(model)
-        shapes = parameter_shapes(stage.model, model)
         trainable, frozen = paths.partition(shapes, stage.trains)
         optimizer = make_optimizer(optim, trainable)
         state = jax.eval_shape(

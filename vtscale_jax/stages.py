@@ -8,6 +8,7 @@ Every parameter path must be covered by a table's rules; one that is not is an e
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable, Collection
 from typing import Any, NamedTuple
 
@@ -139,7 +140,14 @@ def parameter_shapes(
     model: Callable[[Any], nn.Module], config: ModelConfig | VisionConfig
 ) -> dict:
     """Shapes and dtypes of the parameters of a `VLM`, an `AlignModel` or a
-    `VisionTower`, at any size, in no memory."""
+    `VisionTower`, at any size, in no memory. A model is traced for them once."""
+    return jax.tree.map(lambda leaf: leaf, _traced_shapes(model, config))
+
+
+@functools.lru_cache(maxsize=16)
+def _traced_shapes(
+    model: Callable[[Any], nn.Module], config: ModelConfig | VisionConfig
+) -> dict:
     alone = isinstance(config, VisionConfig)
     batch = smallest_batch(config if alone else config.vision)
     inputs = batch.fusion.crops if alone else batch

@@ -27,23 +27,25 @@ def convert_boxes(
     Each value is clipped to 0..1, multiplied by 999 and truncated. Raises Rejected for
     a run of digits and dots that is no number, such as 0.1.2.
     """
+    image = (width, height)
+    return FOUR_NUMBERS.subn(lambda box: _rewritten(box, image, padded), text)
+
+
+def _rewritten(box: re.Match[str], image: tuple[int, int], padded: bool) -> str:
+    width, height = image
     side = max(width, height)
     margin = abs(width - height) // 2
     across = (width, margin if width < height else 0)
     down = (height, margin if height < width else 0)
-
-    def rewritten(match: re.Match[str]) -> str:
-        values = []
-        for digits, (size, before) in zip(
-            match.groups(), (across, down, across, down), strict=True
-        ):
-            value = _number(digits, match.group())
-            if padded:
-                value = (value * side - before) / size
-            values.append(int(min(max(value, 0.0), 1.0) * SCALE))
-        return f"<bbox>{','.join(map(str, values))}</bbox>"
-
-    return FOUR_NUMBERS.subn(rewritten, text)
+    values = []
+    for digits, (size, before) in zip(
+        box.groups(), (across, down, across, down), strict=True
+    ):
+        value = _number(digits, box.group())
+        if padded:
+            value = (value * side - before) / size
+        values.append(int(min(max(value, 0.0), 1.0) * SCALE))
+    return f"<bbox>{','.join(map(str, values))}</bbox>"
 
 
 def _number(digits: str, box: str) -> float:

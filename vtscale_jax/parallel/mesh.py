@@ -128,12 +128,12 @@ def split(mesh: Mesh) -> NamedSharding:
 def place(tree: Any, shardings: Any) -> Any:
     """The tree on its shardings (a tree like it, or one for all leaves). Every process
     holds all of it; each device receives its part."""
+    if all(lies.is_fully_addressable for lies in jax.tree.leaves(shardings)):
+        return jax.device_put(tree, shardings)  # all leaves in one call
 
     def put(leaf: Any, sharding: NamedSharding) -> jax.Array:
         if isinstance(leaf, jax.Array) and leaf.sharding == sharding:
             return leaf
-        if sharding.is_fully_addressable:
-            return jax.device_put(leaf, sharding)
         whole = np.asarray(leaf)
         return jax.make_array_from_callback(
             whole.shape, sharding, lambda index: whole[index]
@@ -148,19 +148,23 @@ def feed(batch: Any, mesh: Mesh, shards: Shards) -> Any:
     """A global batch from what each process holds of it: the parts `shards.own` of
     every leaf, one after another along its first axis."""
     local = {shard: number for number, shard in enumerate(shards.own)}
+    lies = split(mesh)
 
     def put(leaf: np.ndarray) -> jax.Array:
         rows = leaf.shape[0] // len(shards.own)
+        parts = leaf.reshape(len(shards.own), rows, *leaf.shape[1:])
         shape = (rows * shards.total, *leaf.shape[1:])
-
-        def part(index: tuple[slice, ...] | None) -> np.ndarray:
-            start = (index or (slice(None),))[0].indices(shape[0])[0]
-            number = local[start // rows]
-            return leaf[number * rows : (number + 1) * rows]
-
-        return jax.make_array_from_callback(shape, split(mesh), part)
+        return jax.make_array_from_callback(
+            shape, lies, lambda index: parts[local[_shard(index, rows)]]
+        )
 
     return jax.tree.map(put, batch)
+
+
+def _shard(index: tuple[slice, ...] | None, rows: int) -> int:
+    """The part of a batch that an index stands for; uncut, the index has no start."""
+    first = index[0].start if index else None
+    return (first or 0) // rows
 
 
 def spread(batch: Any, mesh: Mesh) -> Any:
@@ -171,10 +175,7 @@ def spread(batch: Any, mesh: Mesh) -> Any:
         even = leaf.shape[0] % num_shards(mesh) == 0
         return split(mesh) if even else replicated(mesh)
 
-    shardings = jax.tree.map(lies, batch)
-    if replicated(mesh).is_fully_addressable:
-        return jax.device_put(batch, shardings)  # all leaves in one call
-    return place(batch, shardings)
+    return place(batch, jax.tree.map(lies, batch))
 
 
 def to_host(tree: Any) -> Any:

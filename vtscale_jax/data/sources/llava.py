@@ -50,17 +50,18 @@ def _candidates(raw: Any) -> tuple[str, ...]:
     return () if image is None else (check_path(image),)
 
 
-def _convert(raw: Any, image: Image | None) -> Iterator[Kept | Left]:
-    def without_mark(text: str) -> str:
-        return IMAGE_MARK.sub("", text).strip()
+def _without_mark(text: str) -> str:
+    return IMAGE_MARK.sub("", text).strip()
 
+
+def _convert(raw: Any, image: Image | None) -> Iterator[Kept | Left]:
     conversations = raw.get("conversations")
     messages = messages_of(
         conversations,
         "conversations",
         keys=("from", "value"),
         roles=ROLES,
-        edit=without_mark,
+        edit=_without_mark,
     )
     if messages and OCR_PROMPT in messages[0]["content"]:
         raise Rejected(OCR_TOKENS, shown(messages[0]["content"]))
