@@ -145,6 +145,16 @@ def test_several_batches_at_once_answer_as_one_by_one(run):
     assert ask_items(spread, task, None, []) == made
 
 
+def test_layers_are_apart_where_a_device_has_them_whole(run):
+    sharded = run_config(run)
+    sharded.mesh.update(data=1, fsdp=-1, frozen="sharded")
+    models = [open_run_model(run, config, 8) for config in (run_config(run), sharded)]
+    assert [m._config.llm.blocks.stacked for m in models] == [False, True]
+    (task,) = items_of(["read"], sharded, data=None, scorer="paper", limit=8)
+    whole, cut = (ask_items(model, task, None, []) for model in models)
+    assert cut == whole and len({entry.prediction for entry in whole}) > 3
+
+
 def test_an_image_is_looked_at_once_in_a_batch(run):
     """Questions about three pages, mixed; each page comes anew with each question."""
     config = run_config(run)
