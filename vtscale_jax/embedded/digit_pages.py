@@ -6,6 +6,7 @@ handwriting that no training page has. Every page is a pure function of
 (seed, split, index); nothing is stored.
 """
 
+import functools
 import math
 import operator
 from dataclasses import dataclass
@@ -150,8 +151,10 @@ def check_split(split: str) -> str:
     return split
 
 
+@functools.cache
 def load_glyphs(split: str) -> Glyphs:
-    """The handwriting of one split: per digit, scans uint8 `[scans, 12, 12]`.
+    """The handwriting of one split: per digit, scans uint8 `[scans, 12, 12]`, which
+    are read once and cannot be written to.
 
     A scan is 8x8 with a border of two zeros; 255 is full ink. Of every digit a fixed
     20 % of the scans are held out, whatever the seed of the pages.
@@ -171,6 +174,7 @@ def load_glyphs(split: str) -> Glyphs:
         heldout = round(HELDOUT_SHARE * len(order))
         chosen = order[:heldout] if split == "heldout" else order[heldout:]
         glyphs.append(ink[np.sort(chosen)])
+        glyphs[-1].setflags(write=False)
     return tuple(glyphs)
 
 

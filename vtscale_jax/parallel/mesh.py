@@ -139,9 +139,7 @@ def place(tree: Any, shardings: Any) -> Any:
             whole.shape, sharding, lambda index: whole[index]
         )
 
-    if isinstance(shardings, NamedSharding):
-        return jax.tree.map(lambda leaf: put(leaf, shardings), tree)
-    return jax.tree.map(put, tree, shardings)
+    return jax.tree.map(put, tree, jax.tree.broadcast(shardings, tree))
 
 
 def feed(batch: Any, mesh: Mesh, shards: Shards) -> Any:
