@@ -4,6 +4,7 @@ The device count is read once, when JAX starts, so it is set here before anythin
 imports JAX. Child processes inherit it.
 """
 
+import gc
 import hashlib
 import importlib.util
 import os
@@ -12,10 +13,14 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import jaxtyping
 import pytest
+from type_checks import check_arrays_only
 from xla_flags import xla_flags
 
 NUM_DEVICES = 8
+
+jaxtyping.jaxtyped = check_arrays_only(jaxtyping.jaxtyped)
 
 if "jax" in sys.modules:
     raise RuntimeError(
@@ -44,6 +49,18 @@ def pytest_configure(config: pytest.Config) -> None:
     folder = cache.mkdir(f"jax-{_processor()}-{worker}")
     jax.config.update("jax_compilation_cache_dir", str(folder))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+
+
+def pytest_xdist_auto_num_workers() -> int:
+    """What `-n auto` means: a worker for each core that has 5 GB of memory."""
+    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return max(1, min(len(os.sched_getaffinity(0)), memory // (5 * 10**9)))
+
+
+def pytest_collection_finish() -> None:
+    """What stays until the end is left out of every later search for garbage."""
+    gc.collect()
+    gc.freeze()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

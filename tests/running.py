@@ -45,7 +45,7 @@ class Command:
             environment = os.environ | {
                 "JAX_COMPILATION_CACHE_DIR": str(cache / str(index)),
                 "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-                "XLA_FLAGS": xla_flags(devices),
+                "XLA_FLAGS": xla_flags(devices, level=1),
             }
             if processes > 1:
                 environment |= {

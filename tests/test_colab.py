@@ -58,7 +58,7 @@ def environment(**more):
     kept = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
     # Kernels of this Python only; the machine's GPUs are left alone.
     nowhere = {"JUPYTER_PATH": "", "CUDA_VISIBLE_DEVICES": "", "JAX_PLATFORMS": "cpu"}
-    return kept | nowhere | {"XLA_FLAGS": xla_flags(1)} | more
+    return kept | nowhere | {"XLA_FLAGS": xla_flags(1, level=1)} | more
 
 
 def execute(notebook, monkeypatch, **more):

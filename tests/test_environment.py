@@ -5,12 +5,18 @@ import importlib.util
 import subprocess
 import sys
 import warnings
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+import jaxtyping
+import numpy as np
 import pytest
-from jaxtyping import TypeCheckError
+from beartype import beartype
+from jaxtyping import Float, TypeCheckError
+from type_checks import has_array
 
 from vtscale_jax import losses, paths
 
@@ -45,6 +51,30 @@ def test_shapes_are_checked():
         losses.answer_loss(logits, targets[:, :2], mask)
     with pytest.raises(TypeCheckError, match="targets"):
         losses.answer_loss(logits, jnp.float32(targets), mask)
+
+
+def test_every_annotated_function_is_checked():
+    """By beartype alone where no array is annotated; by jaxtyping where one may be."""
+    decorate = jaxtyping.jaxtyped(typechecker=beartype)
+
+    @decorate
+    def named(count: int, names: Sequence[str]) -> str:
+        return names[count]
+
+    assert named(0, ["a"]) == "a"
+    for wrong in ((0.5, ["a"]), (0, [b"a"]), (0, [3])):
+        with pytest.raises(TypeCheckError):
+            named(*wrong)
+
+    def plain(x):
+        return x
+
+    assert decorate(plain) is plain
+    row = Float[np.ndarray, " n"]
+    for hint in (row, row | None, tuple[int, row], Callable[[row], int], "Any"):
+        assert has_array(hint), hint
+    for hint in (int, np.ndarray, Callable[..., int], list[str] | None, Any):
+        assert not has_array(hint), hint
 
 
 def test_warnings_are_errors():

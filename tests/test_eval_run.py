@@ -300,7 +300,7 @@ class Evaluation:
         for index in range(processes):
             environment = os.environ | {
                 "JAX_COMPILATION_CACHE_DIR": str(cache / f"{processes}-{index}"),
-                "XLA_FLAGS": xla_flags(devices),
+                "XLA_FLAGS": xla_flags(devices, level=1),
             }
             if processes > 1:
                 environment |= {

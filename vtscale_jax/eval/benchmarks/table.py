@@ -5,6 +5,7 @@ their like are missing, a column of numbers is numeric. Of each image only the p
 the file is kept, so that a table of gigabytes takes megabytes.
 """
 
+import functools
 import hashlib
 import io
 from collections.abc import Sequence
@@ -12,7 +13,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
 import pandas as pd
 
 from vtscale_jax.eval.benchmarks.image_cells import (
@@ -70,11 +70,12 @@ class Table:
 
     def row(self, i: int) -> dict[str, Any]:
         """Row i (from 0) by column, numbers as Python's; missing cells are NaN."""
-        cells = self.rows.iloc[i].items()
-        return {
-            str(name): cell.item() if isinstance(cell, np.generic) else cell
-            for name, cell in cells
-        }
+        return {name: cells[i] for name, cells in self._cells.items()}
+
+    @functools.cached_property
+    def _cells(self) -> dict[str, list[Any]]:
+        """The columns as lists: pandas takes a quarter of a millisecond for a row."""
+        return {str(name): self.rows[name].tolist() for name in self.rows}
 
     def where(self, i: int) -> str:
         """Names row i (from 0) in a message."""
